@@ -1,0 +1,1 @@
+set(TOKENVM_IO_SOURCES csrc/src/bindings_io.cpp)

@@ -1,0 +1,3 @@
+"""TokenVM: virtual memory for language-model inference."""
+
+__version__ = "0.1.0"

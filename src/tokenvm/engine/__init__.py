@@ -1,0 +1,1 @@
+"""One step after another: plan, stage, run, sample, commit."""

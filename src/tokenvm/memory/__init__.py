@@ -1,0 +1,1 @@
+"""Bytes in tiers and moving them; knows slots, not meaning."""

@@ -1,0 +1,1 @@
+"""Decoders driven by a spec; they see KV only through a ForwardContext."""

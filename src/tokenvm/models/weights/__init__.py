@@ -1,0 +1,1 @@
+"""Reading weights from files and packing them for the kernels."""

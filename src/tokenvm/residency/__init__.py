@@ -1,0 +1,1 @@
+"""Pure: which page is where. No tensors, threads, clocks or files."""

@@ -1,0 +1,1 @@
+"""Which unit to give up when room is needed; ids only."""

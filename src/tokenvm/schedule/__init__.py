@@ -1,0 +1,1 @@
+"""Pure: which sequences run next. No tensors, threads, clocks or files."""
