@@ -1,0 +1,99 @@
+"""From limits in bytes to slots. Pure arithmetic: what fits, and what to type when it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenvm.config import MemoryConfig, format_size
+from tokenvm.errors import LimitTooSmall
+
+MIN_RING_PARTS = 4
+MAX_RING_BYTES = 8 << 20
+RING_SHARE = 4  # at most one quarter of a KV limit is staging ring
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a model asks for, in bytes: one page over all layers, one part, its weights, its workspace."""
+
+    page_bytes: int
+    part_bytes: int
+    weight_bytes: int
+    workspace_bytes: int
+    wanted_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Slots of each tier. Device pages and ring together stay within `kv_bytes`."""
+
+    device_slots: int
+    ring_slots: int
+    host_slots: int
+    disk_bytes: int
+    kv_bytes: int
+
+    @property
+    def spills(self) -> bool:
+        """Whether there is any tier below the device."""
+        return self.host_slots > 0 or self.disk_bytes > 0
+
+
+def minimum_kv_bytes(needs: Needs, sequences: int = 1, *, spills: bool = True) -> int:
+    """Return the smallest legal `kv_limit`: one open page a running sequence, one spare, and the ring."""
+    ring = MIN_RING_PARTS * needs.part_bytes if spills else 0
+    return needs.page_bytes * (sequences + 1) + ring
+
+
+def plan_budget(config: MemoryConfig, needs: Needs, free_bytes: int, free_disk_bytes: int) -> Budget:
+    """Turn the limits of `config` into slots.
+
+    Whatever the user left open is at most half of what is free, and never more than `needs.wanted_pages`.
+
+    Raises:
+        LimitTooSmall: a limit is below the minimum; the message names it.
+    """
+    host_slots = (config.host_memory or 0) // needs.page_bytes
+    disk_bytes = free_disk_bytes // 2 if config.nvme_limit is None else config.nvme_limit
+    if disk_bytes < needs.page_bytes:
+        disk_bytes = 0
+    spills = host_slots > 0 or disk_bytes > 0
+    kv_bytes = _kv_bytes(config, needs, free_bytes, spills=spills)
+    ring_slots = _ring_slots(kv_bytes, needs) if spills else 0
+    device_slots = (kv_bytes - ring_slots * needs.part_bytes) // needs.page_bytes
+    device_slots = min(device_slots, max(needs.wanted_pages, 2))
+    return Budget(device_slots, ring_slots, host_slots, disk_bytes, kv_bytes)
+
+
+def _ring_slots(kv_bytes: int, needs: Needs) -> int:
+    wanted = min(MAX_RING_BYTES, kv_bytes // RING_SHARE) // needs.part_bytes
+    most = (kv_bytes - 2 * needs.page_bytes) // needs.part_bytes
+    return max(MIN_RING_PARTS, min(wanted, most))
+
+
+def _kv_bytes(config: MemoryConfig, needs: Needs, free_bytes: int, *, spills: bool) -> int:
+    fixed = needs.weight_bytes + needs.workspace_bytes
+    minimum = minimum_kv_bytes(needs, spills=spills)
+    ceiling = _vram_share(config, fixed, minimum)
+    if config.kv_limit is not None:
+        _require("kv_limit", config.kv_limit, minimum, "two pages and the staging ring")
+        return min(config.kv_limit, ceiling) if ceiling else config.kv_limit
+    roomy = needs.wanted_pages * needs.page_bytes + MAX_RING_BYTES
+    return min(ceiling, roomy) if ceiling else max(minimum, min(free_bytes // 2 - fixed, roomy))
+
+
+def _vram_share(config: MemoryConfig, fixed: int, minimum: int) -> int:
+    """Return what `vram_limit` leaves for KV, 0 when it is not set."""
+    if config.vram_limit is None:
+        return 0
+    _require("vram_limit", config.vram_limit, fixed + minimum, "weights, workspace, two pages and the ring")
+    return config.vram_limit - fixed
+
+
+def _require(name: str, given: int, minimum: int, why: str) -> None:
+    if given < minimum:
+        raise LimitTooSmall(
+            f"{name} is {format_size(given)}, but this model needs at least {minimum} bytes ({why}): "
+            f'type {name}="{-(-minimum // 1_000_000)}MB" or more',
+            minimum,
+        )
