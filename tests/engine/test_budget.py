@@ -1,0 +1,47 @@
+import pytest
+
+from tokenvm.config import MemoryConfig
+from tokenvm.engine.budget import MAX_RING_BYTES, MIN_RING_PARTS, Needs, minimum_kv_bytes, plan_budget
+from tokenvm.errors import LimitTooSmall
+
+NEEDS = Needs(page_bytes=30 * 4096, part_bytes=4096, weight_bytes=1 << 20, workspace_bytes=1 << 19, wanted_pages=64)
+FREE, DISK = 1 << 34, 1 << 36
+
+
+def test_pages_and_ring_stay_within_the_limit():
+    for limit in range(minimum_kv_bytes(NEEDS), 80 * NEEDS.page_bytes, 50_021):
+        budget = plan_budget(MemoryConfig(kv_limit=limit), NEEDS, FREE, DISK)
+        used = budget.device_slots * NEEDS.page_bytes + budget.ring_slots * NEEDS.part_bytes
+        assert used <= limit
+        assert budget.device_slots >= 2
+        assert budget.ring_slots >= MIN_RING_PARTS
+
+
+def test_the_smallest_legal_limit_is_accepted_and_one_byte_less_is_refused_by_name():
+    smallest = minimum_kv_bytes(NEEDS)
+    assert plan_budget(MemoryConfig(kv_limit=smallest), NEEDS, FREE, DISK).device_slots == 2
+    with pytest.raises(LimitTooSmall, match=rf"kv_limit .* at least {smallest} bytes") as caught:
+        plan_budget(MemoryConfig(kv_limit=smallest - 1), NEEDS, FREE, DISK)
+    assert caught.value.minimum_bytes == smallest
+
+
+def test_vram_limit_bounds_weights_workspace_pages_and_ring_together():
+    fixed = NEEDS.weight_bytes + NEEDS.workspace_bytes
+    smallest = fixed + minimum_kv_bytes(NEEDS)
+    budget = plan_budget(MemoryConfig(vram_limit=smallest + 3 * NEEDS.page_bytes), NEEDS, FREE, DISK)
+    assert fixed + budget.kv_bytes == smallest + 3 * NEEDS.page_bytes
+    with pytest.raises(LimitTooSmall, match="vram_limit"):
+        plan_budget(MemoryConfig(vram_limit=smallest - 1), NEEDS, FREE, DISK)
+
+
+def test_without_limits_every_wanted_page_fits_and_no_more_is_taken():
+    budget = plan_budget(MemoryConfig(), NEEDS, FREE, DISK)
+    assert budget.device_slots == NEEDS.wanted_pages
+    assert budget.ring_slots * NEEDS.part_bytes <= MAX_RING_BYTES
+    assert budget.disk_bytes == DISK // 2
+
+
+def test_without_lower_tiers_there_is_no_ring():
+    budget = plan_budget(MemoryConfig(nvme_limit=0, host_memory=0), NEEDS, FREE, DISK)
+    assert not budget.spills
+    assert budget.ring_slots == 0
