@@ -1,0 +1,175 @@
+"""The CPU as a device: its memory is anonymous RAM, its copies are native threads."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenvm.errors import BuildError, StorageError
+from tokenvm.memory.backend import MOVED_NAMES, Copies, CopyResult, Kind, Program
+from tokenvm.memory.layout import ALIGNMENT_BYTES
+from tokenvm.vocab import Answer
+
+_LANDINGS = (Answer.IN_FLIGHT, Answer.HIT, Answer.MISS, Answer.MISS)
+
+
+def native() -> Any:
+    """Return the native extension; BuildError where it was not built for this Python."""
+    try:
+        import tokenvm._native as extension
+    except ImportError as error:
+        raise BuildError(
+            f"the native extension is missing ({error}): type `pip install --force-reinstall tokenvm`"
+        ) from error
+    return extension
+
+
+def crc32c(address: int, nbytes: int) -> int:
+    """CRC-32C (Castagnoli) of `nbytes` of memory at `address`."""
+    return int(native().crc32c(address, nbytes))
+
+
+class AnonymousRegion:
+    """Private anonymous memory: zero-filled, committed page by page when first touched."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = max(-(-nbytes // ALIGNMENT_BYTES), 1) * ALIGNMENT_BYTES
+        try:
+            self._memory = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError, ValueError) as error:
+            raise StorageError(
+                f"no room for {self.nbytes} bytes of memory ({error}): lower vram_limit or host_memory"
+            ) from error
+        self.address = np.frombuffer(self._memory, np.uint8).ctypes.data
+
+    def close(self) -> None:
+        """Unmap the memory; idempotent."""
+        self._memory.close()
+
+
+class NativeBatch:
+    """A batch of the native pool."""
+
+    def __init__(self, pool: Any, number: int) -> None:
+        self._pool = pool
+        self._number = number
+        self._result: CopyResult | None = None
+
+    def _answer(self) -> Answer:
+        assert self._result is not None
+        return Answer.HIT if bool((self._result.status == 1).all()) else Answer.MISS
+
+    def poll(self) -> Answer:
+        """See `Batch.poll`."""
+        return self._answer() if self._result else _LANDINGS[self._pool.poll(self._number)]
+
+    def wait(self) -> Answer:
+        """See `Batch.wait`."""
+        return self._answer() if self._result else _LANDINGS[self._pool.wait(self._number)]
+
+    def result(self) -> CopyResult:
+        """See `Batch.result`."""
+        if self._result is None:
+            self._result = CopyResult(*self._pool.take(self._number))
+        return self._result
+
+
+class NativeCopies:
+    """The copy engine of native threads."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    def submit(self, copies: Copies, urgent: bool) -> NativeBatch:
+        """See `CopyEngine.submit`. Not urgent: behind every read, until somebody waits for it."""
+        c = copies
+        number = self._pool.submit(c.kind, c.check, c.fd, c.place, c.address, c.nbytes, c.checksum, urgent)
+        return NativeBatch(self._pool, number)
+
+
+class NativeRing:
+    """The staging ring fed by native threads."""
+
+    def __init__(self, pool: Any, base: int, slots: int, stride: int) -> None:
+        self.base, self.slots, self.stride = base, slots, stride
+        self._ring = native().Ring(pool, base, slots, stride)
+
+    def submit(self, program: Program) -> int:
+        """See `Ring.submit`."""
+        p = program
+        return int(self._ring.submit(p.kind, p.check, p.fd, p.place, p.nbytes, p.checksum))
+
+    def wait(self, ticket_end: int) -> Answer:
+        """See `Ring.wait`."""
+        return _LANDINGS[self._ring.wait(ticket_end)]
+
+    def addresses(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """See `Ring.addresses`."""
+        return (self.base + np.arange(begin, end) % self.slots * self.stride).astype(np.uint64)
+
+    def release(self, ticket_end: int) -> None:
+        """See `Ring.release`."""
+        self._ring.release(ticket_end)
+
+    def failed(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """See `Ring.failed`."""
+        return np.asarray(self._ring.failed(begin, end), np.uint64)
+
+    def cancel(self) -> None:
+        """See `Ring.cancel`."""
+        self._ring.cancel()
+
+    def marks(self) -> tuple[int, int, int, int]:
+        """Return (released, landed, started, submitted) at one moment; each is a number of tickets."""
+        released, landed, started, submitted = self._ring.marks()
+        return released, landed, started, submitted
+
+
+class CpuDevice:
+    """RAM as the device. `threads` is the most copies in flight; adjacent copies join up to `read_bytes`."""
+
+    name = "cpu"
+
+    def __init__(self, threads: int = 4, read_bytes: int = 1 << 20) -> None:
+        assert threads > 0, f"CpuDevice: threads={threads}"
+        self._pool = native().IoPool(threads, read_bytes)
+        self._copies = NativeCopies(self._pool)
+
+    def allocate(self, nbytes: int) -> AnonymousRegion:
+        """See `DeviceBackend.allocate`."""
+        return AnonymousRegion(nbytes)
+
+    def copies(self) -> NativeCopies:
+        """See `DeviceBackend.copies`."""
+        return self._copies
+
+    def ring(self, base: int, slots: int, stride: int) -> NativeRing:
+        """See `DeviceBackend.ring`."""
+        assert slots > 0, f"CpuDevice.ring: slots={slots}"
+        assert stride > 0, f"CpuDevice.ring: stride={stride}"
+        return NativeRing(self._pool, base, slots, stride)
+
+    def fill(self, address: int, byte: int, nbytes: int) -> None:
+        """See `DeviceBackend.fill`."""
+        native().fill(address, byte, nbytes)
+
+    def reading(self, addresses: NDArray[np.uint64]) -> None:
+        """Nothing to check: the native pool cannot tell."""
+
+    def writing(self, addresses: NDArray[np.uint64]) -> None:
+        """Nothing to check: the native pool cannot tell."""
+
+    def moved_bytes(self) -> dict[str, int]:
+        """See `DeviceBackend.moved_bytes`."""
+        return {MOVED_NAMES[Kind(i)]: n for i, n in enumerate(self._pool.moved_bytes())}
+
+    def drain_intervals(self, outward: bool) -> NDArray[np.float64]:
+        """See `DeviceBackend.drain_intervals`."""
+        return np.array(self._pool.drain_intervals(outward), np.float64).reshape(-1, 2)
+
+    def close(self) -> None:
+        """See `DeviceBackend.close`."""
+        self._pool.close()

@@ -1,0 +1,173 @@
+"""The disk tier: slabs of pages in private files that vanish with the process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tokenvm.errors import LimitTooSmall, StorageError
+from tokenvm.memory.layout import ALIGNMENT_BYTES, PageLayout
+from tokenvm.memory.tier import Places
+from tokenvm.vocab import Tier
+
+Direct = bool | Literal["auto"]
+
+LAYER_BYTES = 2 << 20
+"""A slab holds about this much of each layer: twice the longest read, so that runs stay long."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_log = logging.getLogger("tokenvm.memory")
+
+
+class DiskStore:
+    """Pages in files below `path`, at most `limit_bytes` of them.
+
+    A slab is one file of `slab_pages` slots, layer-major: part (slot, layer) lies at
+    `(layer * slab_pages + slot % slab_pages) * part_stride`, so one layer of consecutive slots is one read. The
+    last slab is smaller where the limit ends. Files have no name (mode 0600, directory 0700 when made here), so
+    nothing is left behind even by a killed process; their space is reserved when they are made. `direct` asks
+    for O_DIRECT; "auto" takes it where the directory can do it. Raises LimitTooSmall below one page, and
+    StorageError where `path` cannot be written.
+    """
+
+    tier = Tier.DISK
+
+    def __init__(self, path: Path, limit_bytes: int, layout: PageLayout, direct: Direct = "auto") -> None:
+        if limit_bytes < layout.page_bytes:
+            raise LimitTooSmall(
+                f"nvme_limit of {limit_bytes} bytes holds no page: "
+                f"type nvme_limit={layout.page_bytes} or more, or 0",
+                layout.page_bytes,
+            )
+        self.path = path
+        self.layout = layout
+        self.capacity = limit_bytes // layout.page_bytes
+        self.slab_pages = min(self.capacity, max(1, -(-LAYER_BYTES // layout.part_stride)))
+        self.checksums = np.zeros((self.capacity, layout.layers), np.uint32)
+        self._fds = np.full(-(-self.capacity // self.slab_pages), -1, np.int32)
+        self._slabs = 0
+        self.direct = self._open_directory(direct)
+
+    @property
+    def high_water_bytes(self) -> int:
+        """Bytes reserved on disk: slabs are never given back before `close`."""
+        return min(self._slabs * self.slab_pages, self.capacity) * self.layout.page_bytes
+
+    def ensure(self, slots: int) -> None:
+        """See `TierStore.ensure`: makes slabs as needed."""
+        if slots > self.capacity:
+            raise StorageError(
+                f"the disk tier holds {self.capacity} pages and {slots} are needed: "
+                f"raise nvme_limit to {slots * self.layout.page_bytes} bytes"
+            )
+        while self._slabs * self.slab_pages < slots:
+            self._fds[self._slabs] = self._make_slab(self._pages_of(self._slabs))
+            self._slabs += 1
+
+    def places(self, slots: ArrayLike, layer: ArrayLike) -> Places:
+        """See `TierStore.places`."""
+        slot = np.asarray(slots, np.int64)
+        slab = slot // self.slab_pages
+        pages = np.minimum(self.slab_pages, self.capacity - slab * self.slab_pages)
+        part = np.asarray(layer, np.int64) * pages + slot % self.slab_pages
+        fd = np.broadcast_to(self._fds[slab], part.shape)
+        return Places(np.zeros(part.shape, np.uint8), fd, (part * self.layout.part_stride).astype(np.uint64))
+
+    def close(self) -> None:
+        """See `TierStore.close`: the files vanish."""
+        for fd in self._fds[: self._slabs].tolist():
+            os.close(fd)
+        self._fds[:] = -1
+        self._slabs = 0
+
+    def _pages_of(self, slab: int) -> int:
+        return min(self.slab_pages, self.capacity - slab * self.slab_pages)
+
+    def _open_directory(self, direct: Direct) -> bool:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = nameless_file(self.path)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write in {self.path} ({error.strerror}): "
+                "set nvme_path to a directory you own, or nvme_limit=0"
+            ) from error
+        try:
+            return direct is not False and self._try_direct(fd, required=direct is True)
+        finally:
+            os.close(fd)
+
+    def _try_direct(self, fd: int, required: bool) -> bool:
+        if direct_works(fd):
+            return True
+        if required:
+            raise StorageError(
+                f"{self.path} does not do direct I/O: set nvme_path to a local disk, or direct='auto'"
+            )
+        _log.warning("%s does not do direct I/O: pages go through the page cache, which is slower", self.path)
+        return False
+
+    def _make_slab(self, pages: int) -> int:
+        nbytes = pages * self.layout.page_bytes
+        fd = -1
+        try:
+            fd = nameless_file(self.path)
+            os.posix_fallocate(fd, 0, nbytes)
+            if self.direct:
+                set_direct(fd)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            raise self._no_slab(error, nbytes) from error
+        return fd
+
+    def _no_slab(self, error: OSError, nbytes: int) -> StorageError:
+        free = shutil.disk_usage(self.path).free
+        advice = (
+            f"free some space, set nvme_limit={self.high_water_bytes or 0}, or set nvme_path to another disk"
+            if error.errno in _NO_SPACE
+            else "set nvme_path to a directory on a local disk"
+        )
+        return StorageError(
+            f"cannot reserve {nbytes} bytes in {self.path} "
+            f"({error.strerror}; {free} bytes are free there): {advice}"
+        )
+
+
+def nameless_file(directory: Path) -> int:
+    """Open a new file without a name, mode 0600, that vanishes when closed; OSError where that fails."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(directory, flags | os.O_TMPFILE, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+            raise
+    name = directory / f".tokenvm-{secrets.token_hex(8)}"
+    fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(name)
+    return fd
+
+
+def set_direct(fd: int) -> None:
+    """Turn O_DIRECT on; OSError where the file system refuses."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+
+
+def direct_works(fd: int) -> bool:
+    """Try one aligned direct write and read on an open file."""
+    with mmap.mmap(-1, ALIGNMENT_BYTES) as block:
+        try:
+            set_direct(fd)
+            return os.pwrite(fd, block, 0) == ALIGNMENT_BYTES and os.preadv(fd, [block], 0) == ALIGNMENT_BYTES
+        except OSError:
+            return False

@@ -1,0 +1,98 @@
+"""What every tier's store offers: slots for pages, and where each part of a slot lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tokenvm.errors import StorageError
+from tokenvm.memory.layout import PageLayout
+from tokenvm.vocab import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where parts lie, in the shape asked for. `kind` is the copy that reads them: READ or COPY_IN."""
+
+    kind: NDArray[np.uint8]
+    fd: NDArray[np.int32]
+    place: NDArray[np.uint64]
+
+
+class TierStore(Protocol):
+    """Slots of one tier. Which slot is used by whom is the ledger's business, not the store's."""
+
+    @property
+    def tier(self) -> Tier:
+        """Which tier this is."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """How many slots it will ever have."""
+        ...
+
+    @property
+    def layout(self) -> PageLayout:
+        """The parts of a page."""
+        ...
+
+    @property
+    def checksums(self) -> NDArray[np.uint32]:
+        """CRC-32C of each part, [capacity, layers], written when a page lands here."""
+        ...
+
+    @property
+    def high_water_bytes(self) -> int:
+        """The most space it ever held."""
+        ...
+
+    def ensure(self, slots: int) -> None:
+        """Make sure that the first `slots` slots have space; StorageError where they cannot."""
+        ...
+
+    def places(self, slots: ArrayLike, layer: ArrayLike) -> Places:
+        """Say where parts lie; `slots` and `layer` broadcast. The slots have space (`ensure`)."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; idempotent. No copy may be in flight."""
+        ...
+
+
+def memory_places(base: int, layout: PageLayout, slots: ArrayLike, layer: ArrayLike) -> Places:
+    """Say where parts lie in a page-major region of memory at `base`."""
+    offset = (
+        np.asarray(slots, np.int64) * layout.page_bytes + np.asarray(layer, np.int64) * layout.part_stride
+    )
+    place = offset.astype(np.uint64) + np.uint64(base)
+    return Places(np.full(place.shape, 2, np.uint8), np.full(place.shape, -1, np.int32), place)
+
+
+class NullStore:
+    """A tier that is switched off: no slots."""
+
+    capacity = 0
+    high_water_bytes = 0
+
+    def __init__(self, tier: Tier, layout: PageLayout) -> None:
+        self.tier = tier
+        self.layout = layout
+        self.checksums = np.zeros((0, layout.layers), np.uint32)
+
+    def ensure(self, slots: int) -> None:
+        """Fit nothing but nothing."""
+        if slots > 0:
+            raise StorageError(f"the {self.tier.name.lower()} tier is switched off: give it a limit above 0")
+
+    def places(self, slots: ArrayLike, layer: ArrayLike) -> Places:
+        """Return no places for no slots."""
+        shape = np.broadcast(np.asarray(slots), np.asarray(layer)).shape
+        assert 0 in shape, f"{self.tier.name.lower()} tier is off, but a slot of it was asked for"
+        return Places(np.zeros(shape, np.uint8), np.zeros(shape, np.int32), np.zeros(shape, np.uint64))
+
+    def close(self) -> None:
+        """Nothing to give back."""
