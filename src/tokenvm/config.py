@@ -1,0 +1,262 @@
+"""Settings of the memory: what each means, its names in the environment and in the file, and which one wins."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+
+from tokenvm.errors import ConfigError
+from tokenvm.sizes import format_size, parse_size
+
+__all__ = [
+    "MemoryConfig",
+    "Resolved",
+    "config_path",
+    "format_size",
+    "parse_size",
+    "read_config_file",
+    "resolve",
+]
+
+Auto = Literal["auto"]
+
+_SIZES: Final = ("vram_limit", "kv_limit", "host_memory", "nvme_limit", "page_size")
+_COUNTS: Final[Mapping[str, int]] = {"block_tokens": 16, "prefetch_depth": 1, "prefetch_ahead": 1}
+"""Field → the smallest value."""
+
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "policy": ("lru",),
+    "prefetch_strategy": ("none", "sequential"),
+    "compression": ("none",),
+}
+_MB_VARIABLES: Final[Mapping[str, str]] = {
+    "vram_limit": "TOKENVM_GPU_MB",
+    "kv_limit": "TOKENVM_KV_MB",
+    "host_memory": "TOKENVM_HOST_MB",
+    "nvme_limit": "TOKENVM_NVME_MB",
+}
+_OTHER_FIELDS: Final = (
+    "nvme_path",
+    "block_tokens",
+    "policy",
+    "prefetch_strategy",
+    "prefetch_depth",
+    "prefetch_ahead",
+    "overlap_streams",
+    "compression",
+)
+VARIABLES: Final[Mapping[str, str]] = {
+    **_MB_VARIABLES,
+    **{name: f"TOKENVM_{name.upper()}" for name in _OTHER_FIELDS},
+}
+"""Field → its environment variable. Those that end in _MB count megabytes (10⁶ bytes)."""
+
+
+class MemoryConfig(BaseModel):
+    """How much of each tier may be used, and how. Sizes are bytes, or text like "24GB" or "512MiB"; 0 switches off.
+
+    "auto" sizes are chosen from what is free when the engine starts. Raises ConfigError for anything unknown,
+    malformed or not available in this version.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+    vram_limit: int | Auto = "auto"
+    """Bytes of device memory for everything: weights, pages, ring, workspace. On a CPU: of the arena in RAM."""
+    kv_limit: int | Auto = "auto"
+    """Bytes of device memory for pages and ring alone; auto leaves them what vram_limit has left."""
+    host_memory: int | Auto = "auto"
+    """Bytes of the host tier; auto is off on a CPU."""
+    nvme_path: str = "auto"
+    """Folder of the disk tier, kept after exit; auto is a temporary one, deleted at exit."""
+    nvme_limit: int | Auto = "auto"
+    """Bytes of the disk tier."""
+    block_tokens: int | Auto = "auto"
+    """Tokens of a page, a multiple of 16 up to 256; auto follows from the model's geometry."""
+    page_size: int | Auto = "auto"
+    """Bytes of a page, another way to say block_tokens: the largest page that fits is used."""
+    policy: str = "lru"
+    """Which page to evict where the future is unknown."""
+    prefetch_strategy: str = "sequential"
+    """Which pages to bring before they are asked for: none, or sequential (the next ones in layer order)."""
+    prefetch_depth: int | Auto = "auto"
+    """The most reads in flight; auto is measured at start."""
+    prefetch_ahead: int | Auto = "auto"
+    """How many layers early pages are asked for."""
+    overlap_streams: int | Auto = "auto"
+    """Copy streams of a GPU; without one only 0 and auto are possible."""
+    compression: str = "none"
+    """Codec of pages outside the device."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, settings: Any) -> Any:
+        if not isinstance(settings, Mapping):
+            raise ConfigError(
+                f"memory settings must be named values, not {settings!r}: MemoryConfig(kv_limit='64MB')"
+            )
+        check_keys(settings, cls.model_fields, "setting")
+        return settings
+
+    @field_validator(*_SIZES, mode="before")
+    @classmethod
+    def _size(cls, value: object, info: ValidationInfo) -> int | Auto:
+        return "auto" if value == "auto" else parse_size(value, str(info.field_name))
+
+    @field_validator(*_COUNTS, mode="before")
+    @classmethod
+    def _count(cls, value: object, info: ValidationInfo) -> int | Auto:
+        name = str(info.field_name)
+        return "auto" if value == "auto" else _whole(value, name, _COUNTS[name])
+
+    @field_validator("overlap_streams", mode="before")
+    @classmethod
+    def _streams(cls, value: object) -> int | Auto:
+        if value != "auto" and _whole(value, "overlap_streams", 0) != 0:
+            raise ConfigError(
+                f'overlap_streams={value!r} needs a GPU, which this version does not use: use "auto" or 0'
+            )
+        return "auto" if value == "auto" else 0
+
+    @field_validator(*_CHOICES, mode="before")
+    @classmethod
+    def _choice(cls, value: object, info: ValidationInfo) -> str:
+        name = str(info.field_name)
+        if not isinstance(value, str) or value not in _CHOICES[name]:
+            raise ConfigError(f"{name}={value!r} is not available: use {_listed(_CHOICES[name])}")
+        return value
+
+    @field_validator("nvme_path", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> str:
+        if not isinstance(value, str | Path) or not str(value):
+            raise ConfigError(
+                f'nvme_path={value!r} is not a folder: use one like "~/.cache/tokenvm/kv", or "auto"'
+            )
+        return str(value) if value == "auto" else str(Path(value).expanduser())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.block_tokens != "auto" and (self.block_tokens % 16 or self.block_tokens > 256):
+            raise ConfigError(
+                f"block_tokens={self.block_tokens} is not a multiple of 16 up to 256: use 16, 32, 64, 128 or 256"
+            )
+        if self.block_tokens != "auto" and self.page_size != "auto":
+            raise ConfigError("block_tokens and page_size say the same thing twice: leave one of them out")
+        if self.page_size == 0:
+            raise ConfigError('page_size=0 holds nothing: use a size like "4MB", or "auto"')
+        return self
+
+    def chosen(self) -> dict[str, Any]:
+        """Return only the fields that were given, as `resolve` wants them."""
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings in force and, for each field, where its value came from."""
+
+    config: MemoryConfig
+    sources: Mapping[str, str]
+
+
+def resolve(
+    arguments: Mapping[str, Any],
+    environ: Mapping[str, str],
+    file: Mapping[str, Any],
+    *,
+    command_line: Mapping[str, Any] | None = None,
+    file_name: str = "config.toml",
+) -> Resolved:
+    """Combine the places a setting can come from: argument, command line, environment, file, default; first wins.
+
+    `file` is the [memory] table of the configuration file. Pure: reads nothing else. Raises ConfigError, also for
+    a malformed value that would have lost.
+    """
+    layers: list[tuple[Callable[[str], str], Mapping[str, Any]]] = [
+        (lambda _name: f"file {file_name}", file),
+        (lambda name: f"environment {VARIABLES[name]}", _from_environment(environ)),
+        (lambda name: f"command line --{name.replace('_', '-')}", command_line or {}),
+        (lambda _name: "argument", arguments),
+    ]
+    values: dict[str, Any] = {}
+    sources = dict.fromkeys(MemoryConfig.model_fields, "default")
+    for origin, layer in layers:
+        given = MemoryConfig.model_validate(layer).chosen()
+        _make_way(given, values, sources)
+        values |= given
+        sources |= {name: origin(name) for name in given}
+    return Resolved(MemoryConfig.model_validate(values), sources)
+
+
+def config_path(environ: Mapping[str, str]) -> Path:
+    """Return where the configuration file is: $XDG_CONFIG_HOME/tokenvm/config.toml, else below ~/.config."""
+    return Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "tokenvm" / "config.toml"
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Return the [memory] table of a configuration file, empty if there is none; raises ConfigError if malformed."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): correct it or delete it") from error
+    check_keys(tables, ("memory",), f"table in {path}")
+    memory = tables.get("memory", {})
+    if not isinstance(memory, dict):
+        raise ConfigError(
+            f'{path}: memory must be a table: write [memory], then lines like kv_limit = "64MB"'
+        )
+    return memory
+
+
+def check_keys(given: Iterable[object], known: Iterable[str], what: str) -> None:
+    """Raise ConfigError for the first key that is not known, naming the nearest known one."""
+    names = list(known)
+    for key in given:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
+            raise ConfigError(f"unknown {what} {str(key)!r}: {hint}")
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Field → value for the variables that are set and not empty."""
+    found = {name: environ[variable] for name, variable in VARIABLES.items() if environ.get(variable)}
+    return {name: _megabytes(name, text) if name in _MB_VARIABLES else text for name, text in found.items()}
+
+
+def _megabytes(name: str, text: str) -> str:
+    if not text.strip().replace(".", "", 1).isdecimal():
+        raise ConfigError(
+            f"{VARIABLES[name]}={text!r} is not a number of megabytes: set {VARIABLES[name]}=64"
+        )
+    return f"{text.strip()}MB"
+
+
+def _make_way(given: Mapping[str, Any], values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Let a page size replace a lower layer's block_tokens and the other way round: they are one setting."""
+    for name, other in (("block_tokens", "page_size"), ("page_size", "block_tokens")):
+        if given.get(name, "auto") != "auto" and other in values and other not in given:
+            del values[other]
+            sources[other] = "default"
+
+
+def _whole(value: object, name: str, smallest: int) -> int:
+    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < smallest:
+        raise ConfigError(
+            f'{name}={value!r} is not a whole number of at least {smallest}: use one, or "auto"'
+        )
+    return number
+
+
+def _listed(choices: tuple[str, ...]) -> str:
+    return " or ".join(f'"{choice}"' for choice in choices)

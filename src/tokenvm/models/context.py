@@ -1,0 +1,59 @@
+"""How a decoder sees the world: weights are lent to it, attention is done for it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from tokenvm.kernels.linear import PackedMatrix
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer, packed for the kernels. Norms are fp32 [hidden].
+
+    `qkv` holds the rows of q, k, v one after another; `gate_up` those of the gate, then of the up projection.
+    """
+
+    attn_norm: torch.Tensor
+    qkv: PackedMatrix
+    o: PackedMatrix
+    mlp_norm: torch.Tensor
+    gate_up: PackedMatrix
+    down: PackedMatrix
+
+
+@dataclass(frozen=True, slots=True)
+class EndWeights:
+    """What lies before the first and after the last layer. A tied `lm_head` is the embedding itself."""
+
+    embedding: PackedMatrix
+    final_norm: torch.Tensor
+    lm_head: PackedMatrix
+
+
+class ForwardContext(Protocol):
+    """One forward pass of M rows (tokens of any number of sequences), S of which want logits."""
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64 [M]: the position of each row in its sequence, from 0."""
+
+    @property
+    def sample_rows(self) -> torch.Tensor:
+        """int64 [S]: the rows whose logits are wanted."""
+
+    def weights(self, layer: int) -> AbstractContextManager[LayerWeights]:
+        """Lend a layer's weights until the block ends."""
+
+    def ends(self) -> AbstractContextManager[EndWeights]:
+        """Lend embedding, final norm and head until the block ends."""
+
+    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        """Rope, append and attend: fp32 [M, (Hq + 2 Hkv) * D] → [M, Hq * D] in the weight dtype.
+
+        Waits for whatever pages it needs. The result is valid until the next call.
+        """

@@ -1,0 +1,65 @@
+"""Architecture name → family module, and the spec of a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from tokenvm.errors import ModelError
+from tokenvm.json_file import read_json
+from tokenvm.models.families import llama
+from tokenvm.models.fields import Fields
+from tokenvm.models.spec import EndTensors, LayerTensors, ModelSpec
+
+
+class Family(Protocol):
+    """What a module in `families/` provides."""
+
+    def spec_from_config(self, config: Mapping[str, Any], source: str) -> ModelSpec:
+        """Turn a config.json into a ModelSpec; raises ModelError for what is not supported."""
+
+    def layer_tensors(self, layer: int) -> LayerTensors:
+        """Names of the tensors of one layer."""
+
+    def end_tensors(self, spec: ModelSpec) -> EndTensors:
+        """Names of the tensors before the first and after the last layer."""
+
+    def tensor_shapes(self, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+        """Every tensor a checkpoint must hold, with its shape."""
+
+    def is_ignorable(self, name: str, spec: ModelSpec) -> bool:
+        """Whether a tensor beyond those may be there and is not needed."""
+
+
+_FAMILIES: Final[Mapping[str, Family]] = dict.fromkeys(llama.ARCHITECTURES, llama)
+_MODEL_TYPES: Final[Mapping[str, str]] = {"llama": "LlamaForCausalLM"}
+
+
+def family_of(config: Mapping[str, Any], source: str) -> Family:
+    """Return the family that covers the architecture a config.json names; raises ModelError if none does."""
+    named = config.get("architectures") or [_MODEL_TYPES.get(str(config.get("model_type")), "")]
+    for name in named if isinstance(named, list) else [named]:
+        if name in _FAMILIES:
+            return _FAMILIES[name]
+    raise ModelError(
+        f"{source}: architecture {config.get('architectures') or config.get('model_type')!r} is not supported; "
+        f"supported: {', '.join(sorted(_FAMILIES))}: pass another model"
+    )
+
+
+def load_spec(folder: Path) -> tuple[ModelSpec, Family]:
+    """Read config.json (and the stop tokens of generation_config.json) of a model folder."""
+    source = str(folder / "config.json")
+    config = read_json(folder / "config.json")
+    family = family_of(config, source)
+    spec = family.spec_from_config(config, source)
+    return replace(spec, eos_token_ids=_stop_tokens(spec, folder)), family
+
+
+def _stop_tokens(spec: ModelSpec, folder: Path) -> tuple[int, ...]:
+    """Join both files' end tokens, those of config.json first: either may hold the chat template's end of turn."""
+    path = folder / "generation_config.json"
+    extra = Fields(read_json(path), str(path)).ids("eos_token_id") if path.is_file() else ()
+    return tuple(dict.fromkeys(spec.eos_token_ids + extra))

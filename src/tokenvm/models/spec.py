@@ -1,0 +1,168 @@
+"""What a model is, as numbers: geometry, rope, norms, layers. No weights, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+
+from tokenvm.errors import ConfigError, LimitTooSmall
+
+MIN_BLOCK_TOKENS: Final = 16
+MAX_BLOCK_TOKENS: Final = 256
+PART_ALIGNMENT_BYTES: Final = 4096
+"""Parts of a page start at multiples of this, so that each can be read from disk alone."""
+
+_TARGET_PART_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """Heads of one attention layer. `scale` multiplies q·k; `window` 0 means every earlier token is visible."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int = 0
+
+    @property
+    def qkv_rows(self) -> int:
+        """Outputs of the joined query, key and value projection: (q_heads + 2 kv_heads) * head_dim."""
+        return (self.q_heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def out_columns(self) -> int:
+        """Inputs of the output projection: q_heads * head_dim."""
+        return self.q_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary position embedding, half-rotation form. The last four fields matter for kinds other than default."""
+
+    theta: float
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MlpSpec:
+    """A gated feed-forward layer: down(activation(gate(x)) * up(x))."""
+
+    intermediate: int
+    activation: Literal["silu"] = "silu"
+
+
+@dataclass(frozen=True, slots=True)
+class NormSpec:
+    """Root-mean-square normalisation: x * rsqrt(mean(x²) + eps) * weight."""
+
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class KVGroup:
+    """The layers that share one page geometry and one lifetime rule."""
+
+    name: str
+    layers: tuple[int, ...]
+    rule: Literal["full", "window"] = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A decoder-only transformer whose layers all have the same shape.
+
+    `max_model_len` is in tokens. `eos_token_ids` end a sequence; `bos_token_ids` holds one id, or none.
+    """
+
+    architecture: str
+    layers: int
+    hidden: int
+    vocab_size: int
+    max_model_len: int
+    attention: AttentionSpec
+    rope: RopeSpec
+    mlp: MlpSpec
+    norm: NormSpec
+    tied_embeddings: bool
+    eos_token_ids: tuple[int, ...]
+    bos_token_ids: tuple[int, ...]
+
+    @property
+    def kv_groups(self) -> tuple[KVGroup, ...]:
+        """The KV groups of the model; one, of all layers, while every layer sees every token."""
+        return (KVGroup("full", tuple(range(self.layers))),)
+
+    def part_bytes(self, block_tokens: int, dtype: torch.dtype) -> int:
+        """Bytes of one layer of one page."""
+        return self.attention.kv_heads * 2 * block_tokens * self.attention.head_dim * dtype.itemsize
+
+    def page_bytes(self, block_tokens: int, dtype: torch.dtype) -> int:
+        """Bytes of one page: a part for each layer, each rounded up to PART_ALIGNMENT_BYTES."""
+        part = self.part_bytes(block_tokens, dtype)
+        stride = -(-part // PART_ALIGNMENT_BYTES) * PART_ALIGNMENT_BYTES
+        return self.layers * stride
+
+    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes of keys and values one token leaves behind in all layers, without alignment."""
+        return self.layers * self.part_bytes(1, dtype)
+
+    def default_block_tokens(self) -> int:
+        """What block_tokens="auto" means: the smallest power of two whose bf16 part has 64 KiB, 16 to 256.
+
+        A function of the geometry alone, so that page keys and bits survive a restart.
+        """
+        tokens = MIN_BLOCK_TOKENS
+        while tokens < MAX_BLOCK_TOKENS and self.part_bytes(tokens, torch.bfloat16) < _TARGET_PART_BYTES:
+            tokens *= 2
+        return tokens
+
+    def block_tokens_within(self, page_size: int, dtype: torch.dtype) -> int:
+        """Return the largest multiple of 16 tokens, at most 256, whose page has at most `page_size` bytes.
+
+        Raises LimitTooSmall when not even 16 tokens fit.
+        """
+        smallest = self.page_bytes(MIN_BLOCK_TOKENS, dtype)
+        if page_size < smallest:
+            raise LimitTooSmall(
+                f"page_size={page_size} bytes holds fewer than {MIN_BLOCK_TOKENS} tokens of this model: "
+                f"use page_size={smallest} or more, or leave it out",
+                smallest,
+            )
+        sizes = range(MAX_BLOCK_TOKENS, 0, -MIN_BLOCK_TOKENS)
+        return next(tokens for tokens in sizes if self.page_bytes(tokens, dtype) <= page_size)
+
+    def check_block_tokens(self, block_tokens: int) -> None:
+        """Raise ConfigError unless `block_tokens` is a multiple of 16 from 16 to 256."""
+        if block_tokens % MIN_BLOCK_TOKENS or not MIN_BLOCK_TOKENS <= block_tokens <= MAX_BLOCK_TOKENS:
+            raise ConfigError(
+                f"block_tokens={block_tokens} is not a multiple of {MIN_BLOCK_TOKENS} from {MIN_BLOCK_TOKENS} "
+                f'to {MAX_BLOCK_TOKENS}: use block_tokens="auto" ({self.default_block_tokens()} for this model)'
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTensors:
+    """Names, in a checkpoint, of one layer's tensors; a tuple of names is stacked row-wise in that order."""
+
+    attn_norm: str
+    qkv: tuple[str, str, str]
+    o: str
+    mlp_norm: str
+    gate_up: tuple[str, str]
+    down: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndTensors:
+    """Names of the tensors before the first and after the last layer; tied models name the embedding twice."""
+
+    embedding: str
+    final_norm: str
+    lm_head: str

@@ -1,0 +1,154 @@
+"""Text to tokens and back, and a conversation to a prompt, from the files of a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import tokenizers
+
+from tokenvm.chat_template import ChatTemplate
+from tokenvm.errors import ModelError, RequestError
+from tokenvm.json_file import read_json
+
+_UNFINISHED = "\ufffd"
+"""What the decoder shows for bytes that are not (yet) a character."""
+
+
+class Tokenizer:
+    """A model's tokenizer. Immutable and safe to share between threads.
+
+    `eos_token_ids` and `bos_token_ids` hold one id, or none where the model names no such token.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], template: ChatTemplate
+    ) -> None:
+        self._backend = backend
+        self._template = template
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.eos_token_ids = self._named(config, "eos_token")
+        self.bos_token_ids = self._named(config, "bos_token")
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Read tokenizer.json, tokenizer_config.json and chat_template.jinja; only the first is required.
+
+        Raises ModelError when a file is missing or damaged.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ModelError(f"{path} does not exist: put the model's tokenizer.json there")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"{path} is damaged ({error}): download the model again") from error
+        backend.no_truncation()
+        backend.no_padding()
+        settings = folder / "tokenizer_config.json"
+        config = read_json(settings) if settings.is_file() else {}
+        return cls(backend, config, ChatTemplate.from_folder(folder, config))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be turned into prompts."""
+        return self._template.is_present
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Turn text into token ids; `add_special_tokens` adds what the model wants at the start (often nothing).
+
+        Raises RequestError for text that is not valid Unicode.
+        """
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise RequestError(
+                f"the prompt is not valid text ({error}): pass a str of whole characters"
+            ) from error
+        return list(encoding.ids)
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Turn token ids into text; bytes that form no character become U+FFFD. Raises RequestError for an unknown id."""
+        for token in token_ids:
+            if not 0 <= token < self.vocab_size:
+                raise RequestError(f"there is no token {token}: pass ids from 0 to {self.vocab_size - 1}")
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token alone, special tokens included."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tokenize: Literal[True] = True,
+    ) -> list[int]: ...
+
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        *,
+        tokenize: Literal[False],
+    ) -> str: ...
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, tokenize: bool = True
+    ) -> list[int] | str:
+        """Turn a conversation ({"role", "content"} each) into the model's prompt, as token ids or as text.
+
+        Raises RequestError when a message is malformed, the template refuses it, or the model has no template.
+        """
+        text = self._template.render(messages, add_generation_prompt)
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    def _named(self, config: Mapping[str, Any], key: str) -> tuple[int, ...]:
+        entry = config.get(key)
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        token = self._backend.token_to_id(text) if isinstance(text, str) else None
+        return () if token is None else (token,)
+
+
+class IncrementalDetokenizer:
+    """Text as it grows, token by token. All texts joined, `finish()` included, equal the decoding of all tokens.
+
+    A character is given out only when all its bytes are there.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._window: list[int] = []
+        self._settled = 0  # tokens of the window whose text has been given out whole
+        self._sent = 0  # characters of the window's text given out
+
+    def push(self, token_id: int) -> str:
+        """Add a token and return the characters it completes, often one word, sometimes none."""
+        self._window.append(token_id)
+        text = self._text()
+        finished = text.rstrip(_UNFINISHED)
+        new = finished[self._sent :]
+        self._sent = max(self._sent, len(finished))
+        if new and finished == text:
+            self._slide()
+        return new
+
+    def finish(self) -> str:
+        """Return what is left: bytes that never became a character, as U+FFFD. Nothing may be pushed after."""
+        rest = self._text()[self._sent :]
+        self._window.clear()
+        self._sent = 0
+        return rest
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._window, self._skip_special_tokens)
+
+    def _slide(self) -> None:
+        """Forget all but the tokens of the last text: some decoders treat the first token of a text differently."""
+        del self._window[: self._settled]
+        self._settled = len(self._window)
+        self._sent = len(self._text())
