@@ -1,0 +1,244 @@
+"""The ledger: every unit, its copies in the tiers, who needs it. Decides nothing, forgets nothing.
+
+Laws, held by `check()`: per tier, free + resident + arriving = capacity; a unit is never nowhere, unless its last copy
+was found damaged and said to be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from tokenvm.residency.slots import SlotPool
+from tokenvm.vocab import Answer, Home, Move, SlotId, Tier, UnitId
+
+
+@dataclass(slots=True)
+class Copy:
+    """One unit's bytes in one tier. `arriving` until they are whole; `sources` moves read from it now."""
+
+    slot: SlotId
+    arriving: bool = False
+    sources: int = 0
+
+
+@dataclass(slots=True)
+class Unit:
+    """What is known of one unit. `references` owners need it; `pins` hold its device copy in place."""
+
+    home: Home
+    copies: dict[Tier, Copy] = field(default_factory=dict)
+    references: int = 1
+    pins: int = 0
+    sealed: bool = False
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where the fastest whole copy of a unit lies. HIT; IN_FLIGHT if the only copy is arriving; MISS if lost."""
+
+    answer: Answer
+    tier: Tier = Tier.DISK
+    slot: SlotId = SlotId(0)
+
+
+class Ledger:
+    """Units, copies, pins and slots of all tiers. One owner, no locks."""
+
+    def __init__(self, capacity: Mapping[Tier, int]) -> None:
+        self._pools = {tier: SlotPool(capacity.get(tier, 0)) for tier in Tier}
+        self._units: dict[UnitId, Unit] = {}
+        self._next = 0
+        self._freed: list[SlotId] = []
+        self.version = 0
+
+    def create(self, tier: Tier, home: Home = Home.RECOMPUTE) -> UnitId:
+        """Bring a unit to life with a whole copy in `tier`, which has a free slot."""
+        unit = UnitId(self._next)
+        self._next += 1
+        self._units[unit] = Unit(home, {tier: Copy(self._pools[tier].take())})
+        self.version += 1
+        return unit
+
+    def seal(self, unit: UnitId) -> None:
+        """Say that the unit's bytes will never change again."""
+        self._units[unit].sealed = True
+
+    def begin(self, unit: UnitId, source: Tier, target: Tier) -> Move:
+        """Start a copy from tier to tier; the source stays valid. `target` has a free slot and no copy yet."""
+        entry = self._units[unit]
+        origin = entry.copies[source]
+        assert not origin.arriving, f"unit {unit}: its copy in {source.name} is not whole"
+        assert target not in entry.copies, f"unit {unit}: {target.name} already has a copy"
+        slot = self._pools[target].take()
+        entry.copies[target] = Copy(slot, arriving=True)
+        origin.sources += 1
+        return Move(unit, source, origin.slot, target, slot)
+
+    def land(self, move: Move) -> None:
+        """The copy that `move` makes is whole."""
+        self._end(move)
+        self._units[move.unit].copies[move.target].arriving = False
+        self.version += 1
+        self._bury(move.unit)
+
+    def fail(self, move: Move) -> None:
+        """The copy that `move` makes will not come; its slot is free again."""
+        self._end(move)
+        self._forget(self._units[move.unit], move.target)
+        self._bury(move.unit)
+
+    def drop(self, unit: UnitId, tier: Tier) -> None:
+        """Give up one copy; another whole one remains."""
+        entry = self._units[unit]
+        assert self.droppable(unit, tier), f"unit {unit}: its copy in {tier.name} may not be dropped"
+        self._forget(entry, tier)
+        self.version += 1
+
+    def droppable(self, unit: UnitId, tier: Tier) -> bool:
+        """Whether `drop` is allowed: whole, not read by a move, not pinned there, and not the last whole copy."""
+        entry = self._units[unit]
+        copy = entry.copies.get(tier)
+        if copy is None or copy.arriving or copy.sources:
+            return False
+        if tier is Tier.DEVICE and entry.pins:
+            return False
+        return any(other is not copy and not other.arriving for other in entry.copies.values())
+
+    def lose(self, unit: UnitId, tier: Tier) -> bool:
+        """A copy is damaged and goes; return whether the unit is lost with it (then its owners must let go)."""
+        entry = self._units[unit]
+        self._forget(entry, tier)
+        entry.lost = not entry.copies
+        self.version += 1
+        return entry.lost
+
+    def pin(self, units: Iterable[UnitId]) -> None:
+        """Hold the device copies where they are until `unpin`."""
+        for unit in units:
+            assert Tier.DEVICE in self._units[unit].copies, f"unit {unit} has no device copy to pin"
+            self._units[unit].pins += 1
+
+    def unpin(self, units: Iterable[UnitId]) -> None:
+        """Undo one `pin` of each."""
+        for unit in units:
+            entry = self._units[unit]
+            assert entry.pins > 0, f"unit {unit} is not pinned"
+            entry.pins -= 1
+            self._bury(unit)
+
+    def retain(self, unit: UnitId) -> None:
+        """One more owner needs the unit."""
+        self._units[unit].references += 1
+
+    def release(self, unit: UnitId) -> None:
+        """One owner less; at none the copies go, those in use as soon as they are free of it."""
+        entry = self._units[unit]
+        assert entry.references > 0, f"unit {unit} has no owner"
+        entry.references -= 1
+        self._bury(unit)
+
+    def find(self, unit: UnitId) -> Found:
+        """Return where the fastest whole copy lies."""
+        copies = self._units[unit].copies
+        for tier in Tier:
+            if tier in copies and not copies[tier].arriving:
+                return Found(Answer.HIT, tier, copies[tier].slot)
+        return Found(Answer.IN_FLIGHT if copies else Answer.MISS)
+
+    def resident(self, unit: UnitId, tier: Tier) -> bool:
+        """Whether a whole copy lies in `tier`."""
+        copy = self._units[unit].copies.get(tier)
+        return copy is not None and not copy.arriving
+
+    def arriving(self, unit: UnitId, tier: Tier) -> bool:
+        """Whether a copy is on its way to `tier`."""
+        copy = self._units[unit].copies.get(tier)
+        return copy is not None and copy.arriving
+
+    def slot(self, unit: UnitId, tier: Tier) -> SlotId:
+        """Return the slot of the copy in `tier`, which exists."""
+        return self._units[unit].copies[tier].slot
+
+    def sealed(self, unit: UnitId) -> bool:
+        """Whether the unit's bytes are final."""
+        return self._units[unit].sealed
+
+    def pinned(self, unit: UnitId) -> bool:
+        """Whether the unit's device copy is held in place."""
+        return self._units[unit].pins > 0
+
+    def lowered(self, unit: UnitId) -> bool:
+        """Whether a whole or arriving copy lies below the device."""
+        return any(tier is not Tier.DEVICE for tier in self._units[unit].copies)
+
+    def units(self) -> Iterator[UnitId]:
+        """Every live unit, oldest first."""
+        return iter(list(self._units))
+
+    def capacity(self, tier: Tier) -> int:
+        """Slots of a tier."""
+        return self._pools[tier].capacity
+
+    def free(self, tier: Tier) -> int:
+        """Free slots of a tier."""
+        return self._pools[tier].free
+
+    def used(self, tier: Tier) -> int:
+        """Taken slots of a tier."""
+        return self._pools[tier].used
+
+    def high_water(self, tier: Tier) -> int:
+        """The most slots of a tier that were ever taken."""
+        return self._pools[tier].high_water
+
+    def drain_freed(self) -> list[SlotId]:
+        """Device slots freed since last asked (they may have been taken again)."""
+        freed, self._freed = self._freed, []
+        return freed
+
+    def check(self) -> None:
+        """Assert every law."""
+        for tier, pool in self._pools.items():
+            slots = [unit.copies[tier].slot for unit in self._units.values() if tier in unit.copies]
+            assert len(slots) == len(set(slots)), f"{tier.name}: two units in one slot"
+            assert len(slots) + pool.free == pool.capacity, f"{tier.name}: slots leaked"
+            assert not pool.free_slots().intersection(slots), f"{tier.name}: a slot is free and taken"
+        for name, unit in self._units.items():
+            _check_unit(name, unit)
+
+    def _end(self, move: Move) -> None:
+        source = self._units[move.unit].copies[move.source]
+        assert source.sources > 0, f"unit {move.unit}: no move reads its copy in {move.source.name}"
+        source.sources -= 1
+
+    def _forget(self, entry: Unit, tier: Tier) -> None:
+        copy = entry.copies.pop(tier)
+        self._pools[tier].give(copy.slot)
+        if tier is Tier.DEVICE:
+            self._freed.append(copy.slot)
+
+    def _bury(self, unit: UnitId) -> None:
+        """Free what nobody owns any more, unless a move or a pin still needs it."""
+        entry = self._units[unit]
+        if entry.references or entry.pins:
+            return
+        for tier, copy in list(entry.copies.items()):
+            if not copy.arriving and not copy.sources:
+                self._forget(entry, tier)
+        self.version += 1
+        if not entry.copies:
+            del self._units[unit]
+
+
+def _check_unit(name: UnitId, unit: Unit) -> None:
+    whole = [copy for copy in unit.copies.values() if not copy.arriving]
+    assert whole or unit.lost, f"unit {name} is nowhere"
+    assert (
+        unit.references > 0 or unit.pins or len(whole) < len(unit.copies) or any(c.sources for c in whole)
+    ), f"unit {name} has no owner and no reason to stay"
+    if unit.pins:
+        assert Tier.DEVICE in unit.copies, f"unit {name} is pinned, but not on the device"
+    arriving = len(unit.copies) - len(whole)
+    assert sum(copy.sources for copy in unit.copies.values()) == arriving, f"unit {name}: moves do not add up"

@@ -1,0 +1,104 @@
+"""Who leaves the device, who comes back, what is written behind, what is streamed. Decides; never executes.
+
+Dense decode touches every page of a running sequence in every step, layer by layer: a cyclic scan, on which giving up
+the least recently used page never hits. So pages of running sequences leave newest first and come back oldest first:
+what is resident stays resident, step after step, and the rest is streamed. For equal pages in a cyclic scan of N with
+room for D that hits D of N times; Belady's optimum is (D - 1) / (N - 1) per lap.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tokenvm.residency.ledger import Ledger
+from tokenvm.residency.policy.base import Policy
+from tokenvm.vocab import Tier, UnitId
+
+Pages = Sequence[UnitId]
+
+
+class Parting(enum.Enum):
+    """What it takes for a victim to leave the device."""
+
+    DROP = "drop"  # a whole copy lies below: nothing moves
+    AWAIT = "await"  # a copy is on its way down: wait for it, then drop
+    DEMOTE = "demote"  # no copy below: write one, wait, drop
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A page that should leave the device, and how."""
+
+    unit: UnitId
+    parting: Parting
+
+
+def choose_victims(count: int, ledger: Ledger, policy: Policy, running: Sequence[Pages]) -> list[Victim]:
+    """Choose at most `count` sealed, unpinned pages on the device.
+
+    First those of no running sequence, in the policy's order; then those of running ones, newest first, and among them
+    those that are free to drop before those whose copy below is not whole yet.
+    """
+    needed = {unit for pages in running for unit in pages}
+    chosen = policy.victims(count, lambda unit: unit not in needed and _may_leave(unit, ledger))
+    if len(chosen) < count:
+        scanned = [unit for unit in _newest_first(running) if _may_leave(unit, ledger)]
+        scanned.sort(
+            key=lambda unit: _parting(unit, ledger) is not Parting.DROP
+        )  # stable: still newest first
+        chosen += scanned[: count - len(chosen)]
+    return [Victim(unit, _parting(unit, ledger)) for unit in chosen]
+
+
+def choose_promotions(spare_slots: int, ledger: Ledger, running: Sequence[Pages]) -> list[UnitId]:
+    """Choose streamed pages for `spare_slots` free device slots: the oldest of each sequence first, in turn."""
+    wanted = (
+        unit
+        for rank in _ranks(running)
+        for unit in rank
+        if ledger.sealed(unit)
+        and not ledger.resident(unit, Tier.DEVICE)
+        and not ledger.arriving(unit, Tier.DEVICE)
+    )
+    return [unit for unit, _ in zip(wanted, range(spare_slots), strict=False)]
+
+
+def choose_write_behind(ledger: Ledger, running: Sequence[Pages]) -> list[tuple[UnitId, Tier]]:
+    """Choose the sealed pages that have no copy below the device, in order, each with the tier it goes to."""
+    room = {tier: ledger.free(tier) for tier in (Tier.HOST, Tier.DISK)}
+    chosen: list[tuple[UnitId, Tier]] = []
+    for pages in running:
+        for unit in dict.fromkeys(pages):
+            if ledger.sealed(unit) and ledger.resident(unit, Tier.DEVICE) and not ledger.lowered(unit):
+                tier = next((tier for tier in room if room[tier]), None)
+                if tier is None:
+                    return chosen
+                room[tier] -= 1
+                chosen.append((unit, tier))
+    return chosen
+
+
+def _may_leave(unit: UnitId, ledger: Ledger) -> bool:
+    return ledger.sealed(unit) and ledger.resident(unit, Tier.DEVICE) and not ledger.pinned(unit)
+
+
+def _parting(unit: UnitId, ledger: Ledger) -> Parting:
+    if ledger.droppable(unit, Tier.DEVICE):
+        return Parting.DROP
+    return Parting.AWAIT if ledger.lowered(unit) else Parting.DEMOTE
+
+
+def _newest_first(running: Sequence[Pages]) -> Iterator[UnitId]:
+    """Tails before heads, over all sequences in turn; a shared page counts where it is oldest."""
+    order: dict[UnitId, None] = {}
+    for rank in _ranks(running):
+        order.update(dict.fromkeys(rank))
+    return reversed(order)
+
+
+def _ranks(running: Sequence[Pages]) -> Iterator[list[UnitId]]:
+    """Yield the first pages of all sequences, then the second ones, and so on."""
+    for index in range(max((len(pages) for pages in running), default=0)):
+        yield [pages[index] for pages in running if index < len(pages)]

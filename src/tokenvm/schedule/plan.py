@@ -1,0 +1,68 @@
+"""What the scheduler decided for one step, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenvm.vocab import SeqId
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens [start, start + count) of one sequence run in this step; `samples` if the last one yields a token."""
+
+    seq: SeqId
+    start: int
+    count: int
+    samples: bool
+
+    @property
+    def end(self) -> int:
+        """One past the last token."""
+        return self.start + self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step. `spills`: the pages promised to running sequences exceed the device, so full ones are written behind."""
+
+    spans: tuple[Span, ...]
+    spills: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the forward pass."""
+        return sum(span.count for span in self.spans)
+
+    @property
+    def sampled(self) -> tuple[SeqId, ...]:
+        """The sequences that get a token, in the order of their logits."""
+        return tuple(span.seq for span in self.spans if span.samples)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every sequence runs exactly one token."""
+        return all(span.count == 1 and span.samples for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A sequence produced its `index`-th token."""
+
+    request_id: str
+    seq: SeqId
+    token: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedEvent:
+    """A sequence ended: "stop" (with the token that stopped it, if one did), "length" or "abort"."""
+
+    request_id: str
+    seq: SeqId
+    reason: str
+    stop_token: int | None = None
+
+
+Event = TokenEvent | FinishedEvent

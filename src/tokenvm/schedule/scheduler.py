@@ -1,0 +1,178 @@
+"""First come, first served: who runs, how many tokens of each, who is admitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tokenvm.errors import RequestError
+from tokenvm.schedule.plan import Event, FinishedEvent, Plan, Span, TokenEvent
+from tokenvm.schedule.request import Request, Sequence, Status
+from tokenvm.vocab import SeqId
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a step and the memory can hold.
+
+    `device_slots` bounds the pages that sequences may fill at once, `held_pages` those they may own over all tiers.
+    """
+
+    max_num_seqs: int
+    max_tokens_per_forward: int
+    max_model_len: int
+    block_tokens: int
+    device_slots: int
+    held_pages: int
+    vocab_size: int
+    eos_token_ids: frozenset[int] = frozenset()
+
+
+class Scheduler:
+    """Waiting and running sequences. Pure: time is given, ids only."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._waiting: dict[SeqId, Sequence] = {}
+        self._running: dict[SeqId, Sequence] = {}
+        self._next = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is waiting or running."""
+        return bool(self._waiting or self._running)
+
+    @property
+    def running(self) -> tuple[SeqId, ...]:
+        """Running sequences, first come first."""
+        return tuple(self._running)
+
+    def sequence(self, seq: SeqId) -> Sequence:
+        """Return a sequence that is waiting or running."""
+        return self._running.get(seq) or self._waiting[seq]
+
+    def add(self, request: Request) -> SeqId:
+        """Queue a request.
+
+        Raises:
+            RequestError: the prompt is empty, has ids outside the vocabulary, or can never fit.
+        """
+        self._refuse_impossible(request)
+        room = self.limits.max_model_len - len(request.prompt_token_ids)
+        seq = SeqId(self._next)
+        self._next += 1
+        sequence = Sequence(seq, request, min(request.params.max_tokens, room))
+        self._refuse_oversized(sequence)
+        self._waiting[seq] = sequence
+        return seq
+
+    def abort(self, request_id: str) -> list[Event]:
+        """End every sequence of a request; its pages are the caller's to release."""
+        ended = [
+            s
+            for s in (*self._running.values(), *self._waiting.values())
+            if s.request.request_id == request_id
+        ]
+        return [self._finish(sequence, "abort") for sequence in ended]
+
+    def stop(self, seq: SeqId) -> FinishedEvent:
+        """End one sequence because its text said so."""
+        return self._finish(self._running[seq], "stop")
+
+    def plan(self) -> Plan:
+        """Admit whom there is room for, then give each running sequence its tokens: decodes first, then prefills."""
+        self._admit()
+        budget = self.limits.max_tokens_per_forward
+        spans: list[Span] = []
+        for sequence in sorted(self._running.values(), key=lambda s: s.pending > 1):
+            count = min(sequence.pending, budget, self._chunk_tokens(sequence, spans))
+            if count > 0:
+                spans.append(Span(sequence.seq, sequence.computed, count, count == sequence.pending))
+                budget -= count
+        promised = sum(self._pages(sequence) for sequence in self._running.values())
+        return Plan(tuple(spans), spills=promised > self.limits.device_slots)
+
+    def commit(self, plan: Plan, tokens: Mapping[SeqId, int], lost: Mapping[SeqId, int]) -> list[Event]:
+        """Advance by what was computed; sequences in `lost` fall back to that many tokens and take no new one."""
+        events: list[Event] = []
+        for span in plan.spans:
+            sequence = self._running[span.seq]
+            if span.seq in lost:
+                sequence.computed = min(sequence.computed, lost[span.seq])
+                continue
+            sequence.computed = span.end
+            if span.samples:
+                events += self._take(sequence, tokens[span.seq])
+        return events
+
+    def _take(self, sequence: Sequence, token: int) -> Iterable[Event]:
+        sequence.tokens.append(token)
+        params, name = sequence.request.params, sequence.request.request_id
+        yield TokenEvent(name, sequence.seq, token, sequence.new_tokens - 1)
+        ends = token in self.limits.eos_token_ids and not params.ignore_eos
+        if ends or token in (params.stop_token_ids or ()):
+            yield self._finish(sequence, "stop", token)
+        elif sequence.new_tokens >= sequence.max_new_tokens:
+            yield self._finish(sequence, "length")
+
+    def _finish(self, sequence: Sequence, reason: str, token: int | None = None) -> FinishedEvent:
+        self._running.pop(sequence.seq, None)
+        self._waiting.pop(sequence.seq, None)
+        sequence.status = Status.FINISHED
+        return FinishedEvent(sequence.request.request_id, sequence.seq, reason, token)
+
+    def _admit(self) -> None:
+        """Move sequences from waiting to running, in order, while slots for open pages and pages to own are left."""
+        held = sum(self._pages(sequence) for sequence in self._running.values())
+        for seq, sequence in list(self._waiting.items()):
+            held += self._pages(sequence)
+            crowd = len(self._running) + 1
+            if crowd > self._crowd_limit or held > self.limits.held_pages:
+                return
+            del self._waiting[seq]
+            sequence.status = Status.RUNNING
+            self._running[seq] = sequence
+
+    @property
+    def _crowd_limit(self) -> int:
+        """Each running sequence has an open page on the device, and one slot is spare."""
+        return min(self.limits.max_num_seqs, self.limits.device_slots - 1)
+
+    def _pages(self, sequence: Sequence) -> int:
+        """Return how many pages a sequence owns at most: the last token produced needs no KV."""
+        tokens = sequence.prompt_tokens + sequence.max_new_tokens - 1
+        return -(-tokens // self.limits.block_tokens)
+
+    def _chunk_tokens(self, sequence: Sequence, spans: list[Span]) -> int:
+        """Return how many tokens may run before the pages they fill outnumber what one step may create.
+
+        Half of the slots that open pages leave over: while one half is computed, the other is written behind.
+        """
+        block = self.limits.block_tokens
+        share = max(1, (self.limits.device_slots - len(self._running)) // 2)
+        created = sum(-(-span.end // block) - -(-span.start // block) for span in spans)
+        open_tokens = -sequence.computed % block
+        return open_tokens + max(0, share - created) * block
+
+    def _refuse_impossible(self, request: Request) -> None:
+        ids, limits = request.prompt_token_ids, self.limits
+        if not ids:
+            raise RequestError("the prompt is empty: give at least one token")
+        wrong = next((token for token in ids if not 0 <= token < limits.vocab_size), None)
+        if wrong is not None:
+            raise RequestError(
+                f"token id {wrong} is outside the vocabulary: ids go from 0 to {limits.vocab_size - 1}"
+            )
+        if len(ids) >= limits.max_model_len:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens and the model allows {limits.max_model_len} with at least one "
+                f"to answer: shorten it to {limits.max_model_len - 1} tokens"
+            )
+
+    def _refuse_oversized(self, sequence: Sequence) -> None:
+        needed = self._pages(sequence)
+        if needed > self.limits.held_pages:
+            raise RequestError(
+                f"this request needs {needed} pages of {self.limits.block_tokens} tokens and all tiers together hold "
+                f"{self.limits.held_pages}: raise nvme_limit, host_memory or kv_limit, or lower max_tokens"
+            )
