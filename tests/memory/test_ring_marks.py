@@ -144,6 +144,19 @@ def test_reads_overtake_write_behind() -> None:
         device.copies().submit(batch_copies([blocks[0]], [blocks[-1]], big), urgent=True).wait()
         return behind.poll() is Answer.IN_FLIGHT
 
-    # The write-behind may all have run before the read was submitted, on a bad day; in turn it would always have.
+    # On a bad day the write-behind has all run before the read is submitted; in turn it always would have.
     assert any(overtakes() for _ in range(50))
     device.close()
+
+
+def test_memory_outlives_the_copies_that_nobody_waited_for(memory: AnonymousRegion) -> None:
+    device = CpuDevice(threads=1, read_bytes=1)
+    region = device.allocate(1 << 26)
+    ring = device.ring(region.address, 4, PART)
+    ring.submit(program(list(range(8)), memory.address))
+    half = 1 << 25
+    batch = device.copies().submit(
+        batch_copies([region.address] * 8, [region.address + half] * 8, half), urgent=True
+    )
+    del region, ring, device  # whatever goes first, no thread writes into memory that is gone
+    assert batch.wait() is Answer.HIT

@@ -1,8 +1,8 @@
 """A device whose copies land only when somebody waits or polls, in a seeded order: races made on purpose.
 
 It moves real bytes, in Python, without threads. What a native device cannot tell, it checks: that no two
-copies meet where one of them writes, that a kernel reads nothing that has not landed, that nobody touches what
-is pinned.
+copies meet where one of them writes, that a kernel reads nothing that has not landed, that nobody touches
+what is pinned.
 """
 
 from __future__ import annotations
