@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: the only room with native code. Contracts in each module, specification in `reference`."""
+"""Tensors in, tensors out: the only room with native code. Specification: `reference`."""

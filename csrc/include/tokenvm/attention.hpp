@@ -1,0 +1,44 @@
+// Paged attention: page by page, folded in position order.
+#pragma once
+
+#include <cstdint>
+
+#include "tokenvm/paging.hpp"
+
+namespace tokenvm {
+
+// The running state of every row and head: [rows][q_heads][head_dim] and [rows][q_heads].
+struct StateView {
+  float* acc;
+  float* peak;
+  float* mass;
+};
+
+// Rows [row_begin, row_end) of one sequence against the parts [page_begin, page_begin + page_count).
+struct Segment {
+  std::int32_t row_begin, row_end, page_begin, page_count;
+};
+
+struct AttendCall {
+  StateView state;
+  const void* q;  // [rows][q_heads][head_dim] of the part's dtype
+  const std::int64_t* position;
+  std::int64_t rows, q_heads;
+  PartShape shape;
+  const Segment* segments;
+  const std::int32_t* first_page;  // index in the sequence of each segment's first page
+  std::int64_t segment_count;
+  const std::uint64_t* parts;
+  std::int64_t part_count;
+  float scale;
+  std::int64_t window;  // 0: none
+
+  std::int64_t group() const { return q_heads / shape.kv_heads; }
+};
+
+// Folds the pages of every segment into the state. Token t is visible to a row at position p iff t <= p and,
+// with a window, t > p - window. Throws std::invalid_argument on ranges outside the arrays or a row named by
+// two segments.
+void attend(const AttendCall& call);
+
+}  // namespace tokenvm

@@ -1,0 +1,62 @@
+// Functions over sixteen lanes, written once for every instruction set. Include after one lanes_*.hpp.
+#pragma once
+
+namespace tokenvm {
+namespace {
+
+constexpr float kMinusInfinity = -__builtin_inff();
+
+// exp(x), relative error below 2e-7. x <= -87.3 gives +0, x >= 88 gives exp(88). x = n ln2 + r with |r| <=
+// ln2/2; exp(r) is a minimax polynomial of degree 5 through exp(0) = 1, so that the peak of a softmax weighs
+// exactly 1.
+inline Lanes exp_lanes(Lanes x) {
+  const Lanes magic = broadcast(0x1.8p23f);
+  x = min(x, broadcast(88.0f));
+  const Lanes shifted = fma(x, broadcast(0x1.715476p0f), magic);
+  const Lanes n = sub(shifted, magic);
+  Lanes r = fma(n, broadcast(-0x1.62e4p-1f), x);
+  r = fma(n, broadcast(-0x1.7f7d1cp-20f), r);
+  Lanes y = broadcast(float_of(0x3c07d3be));
+  y = fma(y, r, broadcast(float_of(0x3d2b9da5)));
+  y = fma(y, r, broadcast(float_of(0x3e2aad38)));
+  y = fma(y, r, broadcast(float_of(0x3efffee1)));
+  y = fma(y, r, broadcast(float_of(0x3f7ffffb)));
+  y = fma(y, r, broadcast(1.0f));
+  return keep_above(scale_exponent(y, shifted), x, -87.3f);
+}
+
+inline float exp_one(float x) {
+  float lanes[16];
+  store(lanes, exp_lanes(broadcast(x)));
+  return lanes[0];
+}
+
+inline Lanes zero_lanes() { return broadcast(0.0f); }
+
+// The first `count` floats, then zeros.
+inline Lanes load_some(const float* p, std::int64_t count) {
+  if (count >= 16) return load(p);
+  float f[16] = {};
+  for (std::int64_t i = 0; i < count; ++i) f[i] = p[i];
+  return load(f);
+}
+
+inline void store_some(float* p, Lanes a, std::int64_t count) {
+  if (count >= 16) return store(p, a);
+  float f[16];
+  store(f, a);
+  for (std::int64_t i = 0; i < count; ++i) p[i] = f[i];
+}
+
+// Stores fp32, or bf16 if `narrow`, at element `offset` of out.
+inline void store_as(void* out, std::int64_t offset, Lanes a, std::int64_t count, bool narrow) {
+  if (!narrow) return store_some(static_cast<float*>(out) + offset, a, count);
+  bf16* target = static_cast<bf16*>(out) + offset;
+  if (count >= 16) return store_bf16(target, a);
+  bf16 some[16];
+  store_bf16(some, a);
+  for (std::int64_t i = 0; i < count; ++i) target[i] = some[i];
+}
+
+}  // namespace
+}  // namespace tokenvm

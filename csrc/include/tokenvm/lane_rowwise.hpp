@@ -1,0 +1,51 @@
+// Kernels that work on one row of activations. Include after lane_math.hpp.
+#pragma once
+
+#include "tokenvm/kernels.hpp"
+
+namespace tokenvm {
+namespace {
+
+// The squares are summed in 16 lanes, then the lanes by halves: 16-lane sum.
+inline void rms_norm(float* x, const float* delta, const float* weight, float eps, std::int64_t width, void* out,
+                     bool narrow) {
+  Lanes squares = zero_lanes();
+  for (std::int64_t i = 0; i < width; i += 16) {
+    Lanes value = load_some(x + i, width - i);
+    if (delta != nullptr) {
+      value = add(value, load_some(delta + i, width - i));
+      store_some(x + i, value, width - i);
+    }
+    squares = fma(value, value, squares);
+  }
+  const float mean = sum_lanes(squares) / static_cast<float>(width);
+  const Lanes inverse = broadcast(1.0f / __builtin_sqrtf(mean + eps));
+  for (std::int64_t i = 0; i < width; i += 16) {
+    const Lanes normal = mul(load_some(x + i, width - i), inverse);
+    store_as(out, i, mul(normal, load_some(weight + i, width - i)), width - i, narrow);
+  }
+}
+
+inline void silu_mul(const float* gate, const float* up, std::int64_t count, void* out, bool narrow) {
+  for (std::int64_t i = 0; i < count; i += 16) {
+    const Lanes g = load_some(gate + i, count - i);
+    const Lanes silu = div(g, add(broadcast(1.0f), exp_lanes(sub(zero_lanes(), g))));
+    store_as(out, i, mul(silu, load_some(up + i, count - i)), count - i, narrow);
+  }
+}
+
+inline void cast_row(const float* x, std::int64_t count, bf16* out) {
+  for (std::int64_t i = 0; i < count; i += 16) store_as(out, i, load_some(x + i, count - i), count - i, true);
+}
+
+inline void rope(const float* x, const float* cos_sin, std::int64_t head_dim, float* out) {
+  const std::int64_t half = head_dim / 2;
+  for (std::int64_t d = 0; d < half; ++d) {
+    const float c = cos_sin[d], s = cos_sin[half + d], low = x[d], high = x[half + d];
+    out[d] = low * c - high * s;
+    out[half + d] = high * c + low * s;
+  }
+}
+
+}  // namespace
+}  // namespace tokenvm

@@ -1,0 +1,26 @@
+// Packed matrices and products with them.
+#pragma once
+
+#include <cstdint>
+
+#include "tokenvm/numerics.hpp"
+
+namespace tokenvm {
+
+// bf16-k32n16: [N/16][K/32][16 pairs][16 outputs][2]; fp32-n16: [N/16][K][16 outputs]. Padded with zeros.
+enum class PackFormat : int { kBf16 = 0, kFp32 = 1 };
+
+std::int64_t packed_bytes(PackFormat format, std::int64_t outputs, std::int64_t columns);
+
+// weight: [outputs][columns] row-major, bf16 or fp32. packed: packed_bytes() bytes, 64-byte aligned.
+void pack(PackFormat format, const void* weight, std::int64_t outputs, std::int64_t columns, void* packed);
+
+// out[r][n] fp32 = x[r] . w[n]; x: [rows][columns] in the format's dtype. out must not overlap x.
+void linear(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
+            std::int64_t columns, float* out);
+
+// out[i] fp32 = w[ids[i]]. Throws std::invalid_argument if an id is not in [0, outputs).
+void gather_rows(PackFormat format, const void* packed, std::int64_t outputs, std::int64_t columns,
+                 const std::int64_t* ids, std::int64_t count, float* out);
+
+}  // namespace tokenvm

@@ -1,0 +1,30 @@
+// The kernel table for this instruction set: the shared sources over its lanes.
+#include "tokenvm/lanes_avx512.hpp"
+// The lanes come first.
+#include "tokenvm/lane_math.hpp"
+// Then what is built on them.
+#include "tokenvm/dot.hpp"
+#include "tokenvm/lane_attention.hpp"
+#include "tokenvm/lane_linear.hpp"
+#include "tokenvm/lane_rowwise.hpp"
+
+namespace tokenvm {
+
+const Kernels& amx_kernels() {
+  static constexpr Kernels table{.name = "amx",
+                                 .wants_tiles = false,
+                                 .prepare_rows = widen_rows,
+                                 .linear_bf16 = linear_bf16,
+                                 .linear_fp32 = linear_fp32,
+                                 .attend_bf16 = attend_page<DotBf16>,
+                                 .attend_fp32 = attend_page<DotFp32>,
+                                 .fold = fold,
+                                 .finish = finish,
+                                 .rms_norm = rms_norm,
+                                 .silu_mul = silu_mul,
+                                 .cast = cast_row,
+                                 .rope = rope};
+  return table;
+}
+
+}  // namespace tokenvm

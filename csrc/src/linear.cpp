@@ -1,0 +1,130 @@
+#include "tokenvm/linear.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "tokenvm/kernels.hpp"
+#include "tokenvm/scratch.hpp"
+#include "tokenvm/team.hpp"
+
+namespace tokenvm {
+namespace {
+
+void pack_block_bf16(const bf16* weight, std::int64_t outputs, std::int64_t columns, std::int64_t block, bf16* out) {
+  const std::int64_t padded = ceil_to(columns, 32), first = block * 16;
+  const std::int64_t valid = std::min<std::int64_t>(16, outputs - first);
+  out += first * padded;
+  if (valid < 16 || padded != columns) std::fill(out, out + 16 * padded, bf16{0});
+  for (std::int64_t n = 0; n < valid; ++n) {
+    const bf16* row = weight + (first + n) * columns;
+    for (std::int64_t k = 0; k < columns; ++k) out[(k / 2 * 16 + n) * 2 + k % 2] = row[k];
+  }
+}
+
+// Whole blocks move pairs, a chunk of 32 columns at a time so that the 1 KiB target stays in the nearest
+// cache.
+void pack_pairs(const bf16* weight, std::int64_t columns, std::int64_t block, bf16* out) {
+  out += block * 16 * columns;
+  for (std::int64_t k = 0; k < columns; k += 32)
+    for (std::int64_t n = 0; n < 16; ++n) {
+      const bf16* row = weight + (block * 16 + n) * columns + k;
+      for (std::int64_t pair = 0; pair < 16; ++pair) std::memcpy(out + (k / 2 + pair) * 32 + n * 2, row + pair * 2, 4);
+    }
+}
+
+void pack_block_fp32(const float* weight, std::int64_t outputs, std::int64_t columns, std::int64_t block, float* out) {
+  const std::int64_t first = block * 16, valid = std::min<std::int64_t>(16, outputs - first);
+  out += first * columns;
+  if (valid < 16) std::fill(out, out + 16 * columns, 0.0f);
+  for (std::int64_t k = 0; k < columns; ++k)
+    for (std::int64_t n = 0; n < valid; ++n) out[k * 16 + n] = weight[(first + n) * columns + k];
+}
+
+// Rows and outputs of one task. Few rows: a task is some blocks of outputs against all rows, so that every
+// weight is read once. Many rows: panels that stay in the second-level cache against stretches of rows.
+struct Cut {
+  std::int64_t rows, blocks;
+};
+
+Cut cut(std::int64_t rows, std::int64_t blocks) {
+  if (rows > 64) return {128, 8};
+  const std::int64_t tasks = static_cast<std::int64_t>(team_size()) * 8;
+  return {std::max<std::int64_t>(rows, 1), std::clamp<std::int64_t>(blocks / tasks, 2, 8)};
+}
+
+void run_linear(void (*kernel)(const LinearJob&), const LinearJob& whole, std::int64_t rows) {
+  const std::int64_t blocks = ceil_to(whole.outputs, 16) / 16;
+  const Cut size = cut(rows, blocks);
+  const std::int64_t row_tasks = ceil_to(rows, size.rows) / size.rows;
+  const std::int64_t block_tasks = ceil_to(blocks, size.blocks) / size.blocks;
+  parallel_for(static_cast<std::size_t>(row_tasks * block_tasks), [&](std::size_t task) {
+    const std::int64_t t = static_cast<std::int64_t>(task), row = t % row_tasks, block = t / row_tasks;
+    LinearJob job = whole;
+    job.row_begin = row * size.rows, job.row_end = std::min(rows, job.row_begin + size.rows);
+    job.block_begin = block * size.blocks, job.block_end = std::min(blocks, job.block_begin + size.blocks);
+    kernel(job);
+  });
+}
+
+const void* prepare(const Kernels& table, const bf16* x, std::int64_t rows, std::int64_t columns) {
+  thread_local Scratch scratch;
+  char* prepared = scratch.reserve<char>(static_cast<std::size_t>(prepared_bytes(rows, columns)));
+  const std::int64_t step = rows > 64 ? 64 : 1024;
+  parallel_for(static_cast<std::size_t>(ceil_to(rows, step) / step), [&](std::size_t task) {
+    const std::int64_t first = static_cast<std::int64_t>(task) * step;
+    table.prepare_rows(x, columns, first, std::min(rows, first + step), prepared);
+  });
+  return prepared;
+}
+
+}  // namespace
+
+std::int64_t packed_bytes(PackFormat format, std::int64_t outputs, std::int64_t columns) {
+  if (format == PackFormat::kBf16) return ceil_to(outputs, 16) * ceil_to(columns, 32) * 2;
+  return ceil_to(outputs, 16) * columns * 4;
+}
+
+void pack(PackFormat format, const void* weight, std::int64_t outputs, std::int64_t columns, void* packed) {
+  parallel_for(static_cast<std::size_t>(ceil_to(outputs, 16) / 16), [&](std::size_t task) {
+    const std::int64_t block = static_cast<std::int64_t>(task);
+    const bool whole = columns % 32 == 0 && (block + 1) * 16 <= outputs;
+    if (format == PackFormat::kFp32)
+      pack_block_fp32(static_cast<const float*>(weight), outputs, columns, block, static_cast<float*>(packed));
+    else if (whole)
+      pack_pairs(static_cast<const bf16*>(weight), columns, block, static_cast<bf16*>(packed));
+    else
+      pack_block_bf16(static_cast<const bf16*>(weight), outputs, columns, block, static_cast<bf16*>(packed));
+  });
+}
+
+void linear(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
+            std::int64_t columns, float* out) {
+  if (rows == 0 || outputs == 0) return;
+  const Kernels& table = kernels();
+  LinearJob job{x, packed, columns, outputs, 0, 0, 0, 0, out};
+  if (format == PackFormat::kFp32) return run_linear(table.linear_fp32, job, rows);
+  job.rows = prepare(table, static_cast<const bf16*>(x), rows, columns);
+  run_linear(table.linear_bf16, job, rows);
+}
+
+void gather_rows(PackFormat format, const void* packed, std::int64_t outputs, std::int64_t columns,
+                 const std::int64_t* ids, std::int64_t count, float* out) {
+  for (std::int64_t i = 0; i < count; ++i)
+    if (ids[i] < 0 || ids[i] >= outputs) throw std::invalid_argument("an id is not a row of the matrix");
+  parallel_for(static_cast<std::size_t>(ceil_to(count, 16) / 16), [&](std::size_t task) {
+    const std::int64_t first = static_cast<std::int64_t>(task) * 16, last = std::min(count, first + 16);
+    for (std::int64_t i = first; i < last; ++i) {
+      const std::int64_t block = ids[i] / 16, n = ids[i] % 16;
+      float* row = out + i * columns;
+      if (format == PackFormat::kFp32) {
+        const float* w = static_cast<const float*>(packed) + block * 16 * columns + n;
+        for (std::int64_t k = 0; k < columns; ++k) row[k] = w[k * 16];
+      } else {
+        const bf16* w = static_cast<const bf16*>(packed) + block * 16 * ceil_to(columns, 32) + n * 2;
+        for (std::int64_t k = 0; k < columns; ++k) row[k] = widen(w[k / 2 * 32 + k % 2]);
+      }
+    }
+  });
+}
+
+}  // namespace tokenvm

@@ -1,0 +1,62 @@
+#include "tokenvm/norm.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tokenvm/kernels.hpp"
+#include "tokenvm/team.hpp"
+
+namespace tokenvm {
+namespace {
+
+// Calls function(row) for every row; a task holds enough rows to be worth handing out.
+template <class Function>
+void for_rows(std::int64_t rows, std::int64_t width, Function&& function) {
+  const std::int64_t step = std::max<std::int64_t>(1, 8192 / std::max<std::int64_t>(width, 1));
+  parallel_for(static_cast<std::size_t>(ceil_to(rows, step) / step), [&](std::size_t task) {
+    const std::int64_t first = static_cast<std::int64_t>(task) * step, last = std::min(rows, first + step);
+    for (std::int64_t row = first; row < last; ++row) function(row);
+  });
+}
+
+void* at(void* out, std::int64_t element, bool narrow) { return static_cast<char*>(out) + element * (narrow ? 2 : 4); }
+
+}  // namespace
+
+void rms_norm(float* x, const float* delta, const float* weight, float eps, std::int64_t rows, std::int64_t width,
+              void* out, bool narrow) {
+  const Kernels& table = kernels();
+  for_rows(rows, width, [&](std::int64_t row) {
+    const float* added = delta == nullptr ? nullptr : delta + row * width;
+    table.rms_norm(x + row * width, added, weight, eps, width, at(out, row * width, narrow), narrow);
+  });
+}
+
+void silu_mul(const float* gate_up, std::int64_t rows, std::int64_t width, void* out, bool narrow) {
+  const Kernels& table = kernels();
+  for_rows(rows, width, [&](std::int64_t row) {
+    const float* gate = gate_up + row * 2 * width;
+    table.silu_mul(gate, gate + width, width, at(out, row * width, narrow), narrow);
+  });
+}
+
+void cast_bf16(const float* x, std::int64_t count, std::uint16_t* out) {
+  const Kernels& table = kernels();
+  constexpr std::int64_t kStretch = 4096;
+  for_rows(ceil_to(count, kStretch) / kStretch, kStretch, [&](std::int64_t row) {
+    const std::int64_t first = row * kStretch;
+    table.cast(x + first, std::min(kStretch, count - first), out + first);
+  });
+}
+
+void finish_state(const float* acc, const float* peak, const float* mass, std::int64_t rows, std::int64_t head_dim,
+                  void* out, bool narrow, float* lse) {
+  const Kernels& table = kernels();
+  for_rows(rows, head_dim, [&](std::int64_t row) {
+    table.finish(acc + row * head_dim, mass[row], head_dim, at(out, row * head_dim, narrow), narrow);
+    const bool empty = !(mass[row] > 0.0f);
+    lse[row] = empty ? -INFINITY : static_cast<float>(peak[row] + std::log(static_cast<double>(mass[row])));
+  });
+}
+
+}  // namespace tokenvm

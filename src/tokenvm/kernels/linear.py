@@ -1,0 +1,69 @@
+"""Matrix products over packed weights. A row's bits depend on neither row count, threads nor instruction set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tokenvm.kernels import checks
+from tokenvm.kernels.native import native
+
+_ALIGNMENT_BYTES = 64
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A weight [rows, columns] in the order in which the kernels read it; immutable.
+
+    `format` is "bf16-k32n16" ([N/16][K/32][16 pairs][16 outputs][2]) or "fp32-n16" ([N/16][K][16 outputs]),
+    padded with zeros. `storage` (uint8, 64-byte aligned) owns the bytes.
+    """
+
+    rows: int
+    columns: int
+    dtype: torch.dtype
+    storage: torch.Tensor
+    format: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight, padding included."""
+        return self.storage.numel()
+
+
+def pack(weight: torch.Tensor) -> PackedMatrix:
+    """Pack a contiguous CPU weight [N, K], bfloat16 or float32, of any size."""
+    rows, columns = checks.dimensions("weight", weight, 2)
+    narrow = checks.narrow(weight.dtype, "the weight's dtype")
+    source = checks.tensor("weight", weight, (rows, columns), weight.dtype)
+    storage = _aligned(native().packed_bytes(narrow, rows, columns))
+    native().pack(narrow, source, rows, columns, storage.data_ptr())
+    return PackedMatrix(rows, columns, weight.dtype, storage, "bf16-k32n16" if narrow else "fp32-n16")
+
+
+def linear(x: torch.Tensor, w: PackedMatrix, out: torch.Tensor | None = None) -> torch.Tensor:
+    """x [M, K] @ w.T -> float32 [M, N]; x in the weight's dtype. Dots: "k32" (bf16), sequential (fp32)."""
+    count = checks.dimensions("x", x, 2)[0]
+    source = checks.tensor("x", x, (count, w.columns), w.dtype)
+    out, target = checks.result(out, (count, w.rows), torch.float32)
+    narrow = w.dtype is torch.bfloat16
+    native().linear(narrow, source, count, w.storage.data_ptr(), w.rows, w.columns, target)
+    return out
+
+
+def gather_rows(w: PackedMatrix, ids: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Rows `ids` (int64 [M]) of the matrix, float32 [M, K]. Raises ValueError on an id outside [0, N)."""
+    count = checks.dimensions("ids", ids, 1)[0]
+    source = checks.tensor("ids", ids, (count,), torch.int64)
+    out, target = checks.result(out, (count, w.columns), torch.float32)
+    narrow = w.dtype is torch.bfloat16
+    native().gather_rows(narrow, w.storage.data_ptr(), w.rows, w.columns, source, count, target)
+    return out
+
+
+def _aligned(nbytes: int) -> torch.Tensor:
+    """Uninitialised bytes that start at a multiple of 64."""
+    buffer = torch.empty(nbytes + _ALIGNMENT_BYTES, dtype=torch.uint8)
+    start = -buffer.data_ptr() % _ALIGNMENT_BYTES
+    return buffer[start : start + nbytes]
