@@ -119,7 +119,8 @@ class Tokenizer:
 class IncrementalDetokenizer:
     """Text as it grows, token by token.
 
-    All texts joined, with that of `finish()`, are the decoding of all tokens. A character is given out only when all its bytes are there.
+    All texts joined, with that of `finish()`, are the decoding of all tokens. A character is given out only
+    when all its bytes are there.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:

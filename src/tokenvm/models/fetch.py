@@ -78,7 +78,7 @@ def _download_and_convert(model: BuiltIn, cache: Path, folder: Path, progress: R
 def _once(parent: Path, name: str, fill: Callable[[Path], None]) -> Path:
     """Return folder `name` of `parent`, filled by `fill` if it is not there yet; whole or not at all.
 
-    Processes that ask for it at once wait for the first. `fill` gets an empty sibling that is renamed when done.
+    Processes that ask for it at once wait for the first. `fill` gets an empty sibling, renamed when done.
     """
     folder = parent / name
     if (folder / RECORD_NAME).is_file():
