@@ -15,15 +15,28 @@ SHAPES = {
     "tied": {"tie_word_embeddings": True},
     "one key head": {"num_key_value_heads": 1},
     "as many key heads as query heads": {"num_key_value_heads": 4},
-    "odd sizes": {"vocab_size": 101, "hidden_size": 54, "intermediate_size": 75, "num_attention_heads": 9,
-                  "num_key_value_heads": 3},
+    "odd sizes": {
+        "vocab_size": 101,
+        "hidden_size": 54,
+        "intermediate_size": 75,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
     "own head size": {"head_dim": 24},
     "three layers": {"num_hidden_layers": 3},
     "another theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}},
     "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}},
-    "llama3 rope": {"head_dim": 64, "rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+    "llama3 rope": {
+        "head_dim": 64,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
 }
 TOKENS = torch.randint(0, 97, (40,), generator=torch.Generator().manual_seed(1))
 
@@ -60,7 +73,9 @@ def test_bfloat16_logits_are_near_those_of_the_rounded_model(tmp_path: Path) -> 
     assert (found - expected).abs().max() <= 0.03 * expected.abs().max()
 
 
-@pytest.mark.parametrize("chunks", [[1] * 40, [7, 16, 17], [39, 1]], ids=["one by one", "three", "all but one"])
+@pytest.mark.parametrize(
+    "chunks", [[1] * 40, [7, 16, 17], [39, 1]], ids=["one by one", "three", "all but one"]
+)
 def test_chunks_give_the_logits_of_the_whole(chunks: list[int], small: LoadedModel) -> None:
     assert (logits(small, chunks) - logits(small, [40])).abs().max() <= 1e-4
 

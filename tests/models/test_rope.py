@@ -30,4 +30,6 @@ def test_table_is_that_of_hugging_face(rope: dict[str, object], head_dim: int) -
     cos, sin = LlamaRotaryEmbedding(LlamaConfig(**CONFIG | changes))(torch.empty(0), torch.arange(300)[None])
     spec = spec_from_config(CONFIG | changes, "config.json")
     half = head_dim // 2
-    assert torch.equal(cos_sin(spec.rope, head_dim, 300), torch.cat((cos[0, :, :half], sin[0, :, :half]), dim=1))
+    assert torch.equal(
+        cos_sin(spec.rope, head_dim, 300), torch.cat((cos[0, :, :half], sin[0, :, :half]), dim=1)
+    )

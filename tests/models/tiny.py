@@ -62,9 +62,13 @@ def bpe_tokenizer() -> tokenizers.Tokenizer:
     tokens = [*SPECIAL, *alphabet, *(left + right for left, right in merges)]
     tokenizer = tokenizers.Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, merges))
     digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    tokenizer.add_special_tokens(
+        [tokenizers.AddedToken(text, special=True, normalized=False) for text in SPECIAL]
+    )
     return tokenizer
 
 
@@ -86,7 +90,9 @@ def write_gguf(
         array = _as_stored(name, weight, model.config)
         stored = gguf.quants.quantize(array, kind) if array.ndim == 2 else array
         target = gguf_name(name)
-        writer.add_tensor((rename or {}).get(target, target), stored, raw_dtype=kind if array.ndim == 2 else None)
+        writer.add_tensor(
+            (rename or {}).get(target, target), stored, raw_dtype=kind if array.ndim == 2 else None
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
