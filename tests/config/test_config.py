@@ -143,7 +143,7 @@ def test_the_environment_is_read_as_text() -> None:
 
 @pytest.mark.parametrize("text", ["64MB", "-1", "many", "1.2.3", "nan"])
 def test_a_malformed_number_of_megabytes_names_the_variable(text: str) -> None:
-    with pytest.raises(ConfigError, match="TOKENVM_KV_MB=.*set TOKENVM_KV_MB=64"):
+    with pytest.raises(ConfigError, match=r"TOKENVM_KV_MB=.*set TOKENVM_KV_MB=64"):
         resolve({}, {"TOKENVM_KV_MB": text}, {})
 
 

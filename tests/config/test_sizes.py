@@ -53,7 +53,7 @@ def test_sizes_are_bytes(text: Any, size: int) -> None:
     ],
 )
 def test_nonsense_is_refused_by_name(text: Any) -> None:
-    with pytest.raises(ConfigError, match='kv_limit=.*"24GB"'):
+    with pytest.raises(ConfigError, match=r'kv_limit=.*"24GB"'):
         parse_size(text, "kv_limit")
 
 

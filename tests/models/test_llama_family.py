@@ -8,8 +8,8 @@ import torch
 from tiny import CONFIG
 
 from tokenvm.errors import ConfigError, LimitTooSmall, ModelError
-from tokenvm.models.registry import family_of, load_spec
 from tokenvm.models.families.llama import spec_from_config, tensor_shapes
+from tokenvm.models.registry import family_of, load_spec
 from tokenvm.models.spec import KVGroup, ModelSpec, RopeSpec
 
 SMOLLM2 = {

@@ -152,7 +152,7 @@ def test_half_precision_checkpoints_are_read(tmp_path: Path) -> None:
 
 
 def test_an_unknown_dtype_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'float16'.*'auto'"):
+    with pytest.raises(ConfigError, match=r"'float16'.*'auto'"):
         load_model(tmp_path, "float16")
 
 

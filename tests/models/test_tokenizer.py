@@ -26,11 +26,12 @@ TEMPLATES = {
     "chatml": CHATML,
     "tojson": "{{ messages | tojson }}|{{ messages | tojson(indent=2) }}",
     "special tokens": "{{ bos_token }}{{ messages[0].content | trim }}{{ eos_token }}",
-    "loop controls": "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
-    "generation block": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "loop controls": "{% for m in messages %}{{ m.role }}{% if loop.first %}{% break %}{% endif %}{% endfor %}",
+    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "blocks are trimmed": "  {% if true %}\n    x\n  {% endif %}\ny",
     "absent tools": "{{ tools is none }}{{ documents is none }}{{ custom is defined }}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+    "{{ ns.n }}",
 }
 
 
@@ -246,5 +247,5 @@ def remove_tokenizer(folder: Path) -> None:
 )
 def test_damaged_files_are_model_errors(damage: Callable[[Path], None], tmp_path: Path) -> None:
     damage(folder_of(tmp_path))
-    with pytest.raises(ModelError, match="token|template"):
+    with pytest.raises(ModelError, match=r"token|template"):
         Tokenizer.from_folder(tmp_path)

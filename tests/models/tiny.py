@@ -27,6 +27,7 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
+CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% endfor %}"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -142,7 +143,7 @@ def _metadata(config: LlamaConfig) -> dict[str, Any]:
         "tokenizer.ggml.merges": [" ".join(pair) for pair in vocabulary["merges"]],
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.chat_template": "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% endfor %}",
+        "tokenizer.chat_template": CHAT_TEMPLATE,
     }
 
 
