@@ -7,16 +7,19 @@
 #include "tokenvm/lane_attention.hpp"
 #include "tokenvm/lane_linear.hpp"
 #include "tokenvm/lane_rowwise.hpp"
+// And what the tile unit does better.
+#include "tokenvm/amx_attention.hpp"
+#include "tokenvm/amx_linear.hpp"
 
 namespace tokenvm {
 
 const Kernels& amx_kernels() {
   static constexpr Kernels table{.name = "amx",
-                                 .wants_tiles = false,
-                                 .prepare_rows = widen_rows,
-                                 .linear_bf16 = linear_bf16,
+                                 .wants_tiles = true,
+                                 .prepare_rows = tile_rows,
+                                 .linear_bf16 = tile_linear,
                                  .linear_fp32 = linear_fp32,
-                                 .attend_bf16 = attend_page<DotBf16>,
+                                 .attend_bf16 = attend_page_tiles,
                                  .attend_fp32 = attend_page<DotFp32>,
                                  .fold = fold,
                                  .finish = finish,

@@ -1,4 +1,4 @@
-"""Conversations to prompts: a model's Jinja template, run in a sandbox with the names Hugging Face gives it."""
+"""Conversations to prompts: a model's Jinja template in a sandbox, with the names Hugging Face gives it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOKENS: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class ChatTemplate:
-    """A compiled template, or the absence of one. `tokens` are the special tokens' texts a template may name."""
+    """A compiled template, or the absence of one. `tokens`: the special tokens a template may name."""
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
         self.is_present = bool(source)
@@ -35,7 +35,7 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> ChatTemplate:
-        """Take chat_template.jinja of the folder, else chat_template of `config`, its tokenizer_config.json."""
+        """Take the folder's chat_template.jinja, else chat_template of its tokenizer_config.json `config`."""
         path = folder / _FILE
         tokens = {name: _text(config[name]) for name in _TOKENS if config.get(name)}
         if not path.is_file():
@@ -46,7 +46,7 @@ class ChatTemplate:
             raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        """Turn messages into the prompt's text; raises RequestError for what the template or we do not accept."""
+        """Turn messages into the prompt's text; raises RequestError for what is not accepted."""
         if not self.is_present:
             raise RequestError(
                 "this model has no chat template: pass a prompt instead, or use an instruct model"
@@ -67,7 +67,7 @@ class ChatTemplate:
 def check_messages(messages: object) -> list[dict[str, Any]]:
     """Return plain copies of the messages; raises RequestError, naming the first that is malformed.
 
-    A message is a mapping with a string `role` and a `content` of text, or of parts {"type": "text", "text": ...}.
+    A message maps `role` to a string and `content` to text, or to parts {"type": "text", "text": ...}.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise RequestError('messages must be a list like [{"role": "user", "content": "Hello"}]')
@@ -96,7 +96,8 @@ def _content(content: object, where: str) -> str:
     texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
     if not parts or len(texts) != len(parts) or not all(isinstance(text, str) for text in texts):
         raise RequestError(
-            f'{where}["content"] must be text, or a list of {{"type": "text", "text": ...}}: only text is supported'
+            f'{where}["content"] must be text, or a list of {{"type": "text", "text": ...}}: '
+            "only text is supported"
         )
     return "".join(map(str, texts))
 
@@ -125,7 +126,7 @@ def _text(token: object) -> str:
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what the assistant wrote, for training; here it changes nothing."""
+    """`{% generation %}…{% endgeneration %}` marks, for training, what the assistant wrote: no effect."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own way to name a tag
 

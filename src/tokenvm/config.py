@@ -1,4 +1,4 @@
-"""Settings of the memory: what each means, its names in the environment and in the file, and which one wins."""
+"""Settings of the memory: what each means, its names in environment and file, and which value wins."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ VARIABLES: Final[Mapping[str, str]] = {
 
 
 class MemoryConfig(BaseModel):
-    """How much of each tier may be used, and how. Sizes are bytes, or text like "24GB" or "512MiB"; 0 switches off.
+    """How much of each tier may be used, and how.
+
+    Sizes are bytes, or text like "24GB" or "512MiB"; 0 switches a tier off.
 
     "auto" sizes are chosen from what is free when the engine starts. Raises ConfigError for anything unknown,
     malformed or not available in this version.
@@ -68,7 +70,7 @@ class MemoryConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
     vram_limit: int | Auto = "auto"
-    """Bytes of device memory for everything: weights, pages, ring, workspace. On a CPU: of the arena in RAM."""
+    """Bytes of device memory for all: weights, pages, ring, workspace. On a CPU: of the arena in RAM."""
     kv_limit: int | Auto = "auto"
     """Bytes of device memory for pages and ring alone; auto leaves them what vram_limit has left."""
     host_memory: int | Auto = "auto"
@@ -145,7 +147,8 @@ class MemoryConfig(BaseModel):
     def _consistent(self) -> Self:
         if self.block_tokens != "auto" and (self.block_tokens % 16 or self.block_tokens > 256):
             raise ConfigError(
-                f"block_tokens={self.block_tokens} is not a multiple of 16 up to 256: use 16, 32, 64, 128 or 256"
+                f"block_tokens={self.block_tokens} is not a multiple of 16 up to 256: "
+                "use 16, 32, 64, 128 or 256"
             )
         if self.block_tokens != "auto" and self.page_size != "auto":
             raise ConfigError("block_tokens and page_size say the same thing twice: leave one of them out")
@@ -174,10 +177,10 @@ def resolve(
     command_line: Mapping[str, Any] | None = None,
     file_name: str = "config.toml",
 ) -> Resolved:
-    """Combine the places a setting can come from: argument, command line, environment, file, default; first wins.
+    """Combine the places a setting can come from; argument > command line > environment > file > default.
 
-    `file` is the [memory] table of the configuration file. Pure: reads nothing else. Raises ConfigError, also for
-    a malformed value that would have lost.
+    `file` is the [memory] table of the configuration file. Pure: reads nothing else. Raises ConfigError, also
+    for a malformed value that would have lost.
     """
     layers: list[tuple[Callable[[str], str], Mapping[str, Any]]] = [
         (lambda _name: f"file {file_name}", file),
@@ -201,7 +204,7 @@ def config_path(environ: Mapping[str, str]) -> Path:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Return the [memory] table of a configuration file, empty if there is none; raises ConfigError if malformed."""
+    """Return the [memory] table of a configuration file, empty without one; ConfigError if malformed."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

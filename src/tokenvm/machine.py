@@ -13,7 +13,7 @@ _UNLIMITED: Final = 1 << 60
 
 
 def free_memory_bytes(root: Path = Path("/")) -> int:
-    """Bytes of memory this process may still use: what is available, or less where a control group allows less.
+    """Bytes of memory this process may still use: what is available, or what a control group leaves.
 
     `root` is where proc and sys are mounted. 0 when nothing can be read.
     """
@@ -22,7 +22,7 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
 
 
 def free_disk_bytes(path: Path) -> int:
-    """Bytes free to this user on the disk that holds `path`, which need not exist yet; 0 when that cannot be said."""
+    """Bytes free to this user on the disk of `path`, which need not exist yet; 0 when unknown."""
     for place in (path, *path.parents):
         try:
             return shutil.disk_usage(place).free
@@ -47,7 +47,7 @@ def _available(root: Path) -> Iterator[int]:
 
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """Room left under each control group this process is in; a group's reclaimable file pages count as room."""
+    """Room left under each control group this process is in; reclaimable file pages count as room."""
     mount = root / "sys/fs/cgroup"
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, place = [*line.split(":", 2), "", ""][:3]
@@ -62,7 +62,7 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
 
 
 def _upwards(mount: Path, place: str) -> Iterator[Path]:
-    """Yield the group's folder and those above it: any of them may hold the limit; a container sees only the top."""
+    """Yield the group's folder and those above it: any may limit, and a container sees only the top."""
     group = mount / place.strip().lstrip("/")
     yield group
     for parent in group.parents:

@@ -27,7 +27,7 @@ _LARGEST: Final = 2**62
 def parse_size(value: object, name: str = "size") -> int:
     """Turn "24GB" (10⁹), "512MiB" (2²⁰) or a number of bytes into bytes.
 
-    Units are B, kB, MB, GB, TB and KiB, MiB, GiB, TiB in any case. Raises ConfigError, naming `name`, otherwise.
+    Units are B, kB, MB, GB, TB and KiB, MiB, GiB, TiB in any case. Raises ConfigError that names `name`.
     """
     found = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if found and found[2].lower() in _UNITS:
@@ -42,7 +42,7 @@ def parse_size(value: object, name: str = "size") -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """Write bytes for people, in decimal units with at most three digits after the point: "64 MB", "1.5 GB"."""
+    """Write bytes for people, in decimal units, at most three digits after the point: "1.5 GB"."""
     for unit in ("TB", "GB", "MB", "kB"):
         scale = _UNITS[unit.lower()]
         if size_bytes >= scale:

@@ -56,7 +56,7 @@ class Tokenizer:
         return self._template.is_present
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Turn text into token ids; `add_special_tokens` adds what the model wants at the start (often nothing).
+        """Turn text into token ids; `add_special_tokens` adds what the model wants at the start, if anything.
 
         Raises RequestError for text that is not valid Unicode.
         """
@@ -69,7 +69,10 @@ class Tokenizer:
         return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Turn token ids into text; bytes that form no character become U+FFFD. Raises RequestError for an unknown id."""
+        """Turn token ids into text; bytes that form no character become U+FFFD.
+
+        Raises RequestError for an id the tokenizer does not have.
+        """
         for token in token_ids:
             if not 0 <= token < self.vocab_size:
                 raise RequestError(f"there is no token {token}: pass ids from 0 to {self.vocab_size - 1}")
@@ -101,7 +104,7 @@ class Tokenizer:
     ) -> list[int] | str:
         """Turn a conversation ({"role", "content"} each) into the model's prompt, as token ids or as text.
 
-        Raises RequestError when a message is malformed, the template refuses it, or the model has no template.
+        Raises RequestError when a message is malformed, the template refuses it, or there is no template.
         """
         text = self._template.render(messages, add_generation_prompt)
         return self.encode(text, add_special_tokens=False) if tokenize else text
@@ -114,9 +117,10 @@ class Tokenizer:
 
 
 class IncrementalDetokenizer:
-    """Text as it grows, token by token. All texts joined, `finish()` included, equal the decoding of all tokens.
+    """Text as it grows, token by token.
 
-    A character is given out only when all its bytes are there.
+    All texts joined, with that of `finish()`, are the decoding of all tokens. A character is given out only
+    when all its bytes are there.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
@@ -138,17 +142,17 @@ class IncrementalDetokenizer:
         return new
 
     def finish(self) -> str:
-        """Return what is left: bytes that never became a character, as U+FFFD. Nothing may be pushed after."""
+        """Return what is left, as U+FFFD: bytes that never became a character. Then start anew."""
         rest = self._text()[self._sent :]
         self._window.clear()
-        self._sent = 0
+        self._settled = self._sent = 0
         return rest
 
     def _text(self) -> str:
         return self._tokenizer.decode(self._window, self._skip_special_tokens)
 
     def _slide(self) -> None:
-        """Forget all but the tokens of the last text: some decoders treat the first token of a text differently."""
+        """Keep only the tokens of the last text: some decoders treat the first token of a text apart."""
         del self._window[: self._settled]
         self._settled = len(self._window)
         self._sent = len(self._text())

@@ -1,4 +1,4 @@
-"""Matrix products over packed weights. A row's bits depend on neither row count, threads nor instruction set."""
+"""Matrix products over packed weights. Neither row count, threads nor instruction set change a row's bits."""
 
 from __future__ import annotations
 

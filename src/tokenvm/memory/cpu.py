@@ -45,15 +45,40 @@ class AnonymousRegion:
             ) from error
         self.address = np.frombuffer(self._memory, np.uint8).ctypes.data
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was given back."""
+        return self._memory.closed
+
     def close(self) -> None:
         """Unmap the memory; idempotent."""
         self._memory.close()
 
 
+class Pool:
+    """The native threads and all memory they may be writing to: it goes only after they have stopped.
+
+    All that can have copies in flight holds on to this, so that no order of collection unmaps a destination.
+    """
+
+    def __init__(self, threads: Any) -> None:
+        self.threads = threads
+        self._regions: list[AnonymousRegion] = []
+
+    def __del__(self) -> None:
+        self.threads.close()
+
+    def allocate(self, nbytes: int) -> AnonymousRegion:
+        """Map memory that stays until it is closed or the pool is gone."""
+        self._regions = [region for region in self._regions if not region.closed]
+        self._regions.append(AnonymousRegion(nbytes))
+        return self._regions[-1]
+
+
 class NativeBatch:
     """A batch of the native pool."""
 
-    def __init__(self, pool: Any, number: int) -> None:
+    def __init__(self, pool: Pool, number: int) -> None:
         self._pool = pool
         self._number = number
         self._result: CopyResult | None = None
@@ -64,38 +89,40 @@ class NativeBatch:
 
     def poll(self) -> Answer:
         """See `Batch.poll`."""
-        return self._answer() if self._result else _LANDINGS[self._pool.poll(self._number)]
+        return self._answer() if self._result else _LANDINGS[self._pool.threads.poll(self._number)]
 
     def wait(self) -> Answer:
         """See `Batch.wait`."""
-        return self._answer() if self._result else _LANDINGS[self._pool.wait(self._number)]
+        return self._answer() if self._result else _LANDINGS[self._pool.threads.wait(self._number)]
 
     def result(self) -> CopyResult:
         """See `Batch.result`."""
         if self._result is None:
-            self._result = CopyResult(*self._pool.take(self._number))
+            self._result = CopyResult(*self._pool.threads.take(self._number))
         return self._result
 
 
 class NativeCopies:
     """The copy engine of native threads."""
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     def submit(self, copies: Copies, urgent: bool) -> NativeBatch:
         """See `CopyEngine.submit`. Not urgent: behind every read, until somebody waits for it."""
         c = copies
-        number = self._pool.submit(c.kind, c.check, c.fd, c.place, c.address, c.nbytes, c.checksum, urgent)
+        submit = self._pool.threads.submit
+        number = submit(c.kind, c.check, c.fd, c.place, c.address, c.nbytes, c.checksum, urgent)
         return NativeBatch(self._pool, number)
 
 
 class NativeRing:
     """The staging ring fed by native threads."""
 
-    def __init__(self, pool: Any, base: int, slots: int, stride: int) -> None:
+    def __init__(self, pool: Pool, base: int, slots: int, stride: int) -> None:
         self.base, self.slots, self.stride = base, slots, stride
-        self._ring = native().Ring(pool, base, slots, stride)
+        self._pool = pool
+        self._ring = native().Ring(pool.threads, base, slots, stride)
 
     def submit(self, program: Program) -> int:
         """See `Ring.submit`."""
@@ -135,12 +162,12 @@ class CpuDevice:
 
     def __init__(self, threads: int = 4, read_bytes: int = 1 << 20) -> None:
         assert threads > 0, f"CpuDevice: threads={threads}"
-        self._pool = native().IoPool(threads, read_bytes)
+        self._pool = Pool(native().IoPool(threads, read_bytes))
         self._copies = NativeCopies(self._pool)
 
     def allocate(self, nbytes: int) -> AnonymousRegion:
         """See `DeviceBackend.allocate`."""
-        return AnonymousRegion(nbytes)
+        return self._pool.allocate(nbytes)
 
     def copies(self) -> NativeCopies:
         """See `DeviceBackend.copies`."""
@@ -164,12 +191,12 @@ class CpuDevice:
 
     def moved_bytes(self) -> dict[str, int]:
         """See `DeviceBackend.moved_bytes`."""
-        return {MOVED_NAMES[Kind(i)]: n for i, n in enumerate(self._pool.moved_bytes())}
+        return {MOVED_NAMES[Kind(i)]: n for i, n in enumerate(self._pool.threads.moved_bytes())}
 
     def drain_intervals(self, outward: bool) -> NDArray[np.float64]:
         """See `DeviceBackend.drain_intervals`."""
-        return np.array(self._pool.drain_intervals(outward), np.float64).reshape(-1, 2)
+        return np.array(self._pool.threads.drain_intervals(outward), np.float64).reshape(-1, 2)
 
     def close(self) -> None:
         """See `DeviceBackend.close`."""
-        self._pool.close()
+        self._pool.threads.close()

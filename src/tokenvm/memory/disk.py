@@ -23,7 +23,7 @@ from tokenvm.vocab import Tier
 Direct = bool | Literal["auto"]
 
 LAYER_BYTES = 2 << 20
-"""A slab holds about this much of each layer: twice the longest read, so that runs stay long."""
+"""A slab holds about this much of each layer unless told: twice the longest read, so that runs stay long."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger("tokenvm.memory")
@@ -33,16 +33,23 @@ class DiskStore:
     """Pages in files below `path`, at most `limit_bytes` of them.
 
     A slab is one file of `slab_pages` slots, layer-major: part (slot, layer) lies at
-    `(layer * slab_pages + slot % slab_pages) * part_stride`, so one layer of consecutive slots is one read. The
-    last slab is smaller where the limit ends. Files have no name (mode 0600, directory 0700 when made here), so
-    nothing is left behind even by a killed process; their space is reserved when they are made. `direct` asks
-    for O_DIRECT; "auto" takes it where the directory can do it. Raises LimitTooSmall below one page, and
-    StorageError where `path` cannot be written.
+    `(layer * slab_pages + slot % slab_pages) * part_stride`, so one layer of consecutive slots is one read.
+    The last slab is smaller where the limit ends. Files have no name (mode 0600, directory 0700 when made
+    here), so nothing is left behind even by a killed process; their space is reserved when they are made.
+    `direct` asks for O_DIRECT; "auto" takes it where the directory can do it. Raises LimitTooSmall below one
+    page, and StorageError where `path` cannot be written.
     """
 
     tier = Tier.DISK
 
-    def __init__(self, path: Path, limit_bytes: int, layout: PageLayout, direct: Direct = "auto") -> None:
+    def __init__(
+        self,
+        path: Path,
+        limit_bytes: int,
+        layout: PageLayout,
+        direct: Direct = "auto",
+        slab_pages: int | None = None,
+    ) -> None:
         if limit_bytes < layout.page_bytes:
             raise LimitTooSmall(
                 f"nvme_limit of {limit_bytes} bytes holds no page: "
@@ -52,7 +59,7 @@ class DiskStore:
         self.path = path
         self.layout = layout
         self.capacity = limit_bytes // layout.page_bytes
-        self.slab_pages = min(self.capacity, max(1, -(-LAYER_BYTES // layout.part_stride)))
+        self.slab_pages = min(self.capacity, slab_pages or -(-LAYER_BYTES // layout.part_stride))
         self.checksums = np.zeros((self.capacity, layout.layers), np.uint32)
         self._fds = np.full(-(-self.capacity // self.slab_pages), -1, np.int32)
         self._slabs = 0

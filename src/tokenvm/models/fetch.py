@@ -24,8 +24,9 @@ _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def resolve_model(name_or_path: str, cache_dir: Path | None = None, progress: Report = silent) -> Path:
     """Return the folder of a model, having downloaded or converted it if this is the first time.
 
-    `name_or_path` is a built-in name ("smollm2"), a Hugging Face folder or a .gguf file. `cache_dir` is where converted
-    models are kept (default: `default_cache_dir(os.environ)`). Raises ModelError, which says what to type instead.
+    `name_or_path` is a built-in name ("smollm2"), a Hugging Face folder or a .gguf file. `cache_dir` is where
+    converted models are kept (default: `default_cache_dir(os.environ)`). Raises ModelError, which says what
+    to type instead.
     """
     cache = cache_dir or default_cache_dir(os.environ)
     path = Path(name_or_path).expanduser()
@@ -68,7 +69,7 @@ def _built_in(model: BuiltIn, cache: Path, progress: Report) -> Path:
 
 
 def _download_and_convert(model: BuiltIn, cache: Path, folder: Path, progress: Report) -> None:
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         gguf = obtain(model, cache / "downloads", Path(scratch), progress)
         convert(gguf, folder, progress)
     progress(Progress(f"{model.name} is ready"))
@@ -77,7 +78,7 @@ def _download_and_convert(model: BuiltIn, cache: Path, folder: Path, progress: R
 def _once(parent: Path, name: str, fill: Callable[[Path], None]) -> Path:
     """Return folder `name` of `parent`, filled by `fill` if it is not there yet; whole or not at all.
 
-    Processes that ask for the same folder at once wait for the first. `fill` gets an empty sibling, renamed when done.
+    Processes that ask for it at once wait for the first. `fill` gets an empty sibling, renamed when done.
     """
     folder = parent / name
     if (folder / RECORD_NAME).is_file():
@@ -89,7 +90,8 @@ def _once(parent: Path, name: str, fill: Callable[[Path], None]) -> Path:
                 _fill_and_rename(folder, fill)
     except OSError as error:
         raise ModelError(
-            f"cannot write the model into {parent} ({error}): free some space, or set TOKENVM_CACHE to another folder"
+            f"cannot write the model into {parent} ({error}): "
+            "free some space, or set TOKENVM_CACHE to another folder"
         ) from error
     return folder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -26,8 +26,8 @@ class Family(Protocol):
     def end_tensors(self, spec: ModelSpec) -> EndTensors:
         """Names of the tensors before the first and after the last layer."""
 
-    def tensor_shapes(self, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-        """Every tensor a checkpoint must hold, with its shape."""
+    def tensor_shapes(self, spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield every tensor a checkpoint must hold, with its shape."""
 
     def is_ignorable(self, name: str, spec: ModelSpec) -> bool:
         """Whether a tensor beyond those may be there and is not needed."""
@@ -44,8 +44,8 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
         if name in _FAMILIES:
             return _FAMILIES[name]
     raise ModelError(
-        f"{source}: architecture {config.get('architectures') or config.get('model_type')!r} is not supported; "
-        f"supported: {', '.join(sorted(_FAMILIES))}: pass another model"
+        f"{source}: architecture {named!r} is not supported; supported: {', '.join(sorted(_FAMILIES))}: "
+        "pass another model"
     )
 
 
@@ -59,7 +59,7 @@ def load_spec(folder: Path) -> tuple[ModelSpec, Family]:
 
 
 def _stop_tokens(spec: ModelSpec, folder: Path) -> tuple[int, ...]:
-    """Join both files' end tokens, those of config.json first: either may hold the chat template's end of turn."""
+    """Join both files' end tokens: either may hold the chat template's end of turn."""
     path = folder / "generation_config.json"
     extra = Fields(read_json(path), str(path)).ids("eos_token_id") if path.is_file() else ()
     return tuple(dict.fromkeys(spec.eos_token_ids + extra))

@@ -19,7 +19,7 @@ _TARGET_PART_BYTES: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """Heads of one attention layer. `scale` multiplies q·k; `window` 0 means every earlier token is visible."""
+    """Heads of one attention layer. `scale` multiplies q·k; `window` 0 shows every earlier token."""
 
     q_heads: int
     kv_heads: int
@@ -40,7 +40,7 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary position embedding, half-rotation form. The last four fields matter for kinds other than default."""
+    """Rotary position embedding, half-rotation form. Kind "default" uses theta alone."""
 
     theta: float
     kind: Literal["default", "linear", "llama3"] = "default"
@@ -142,8 +142,8 @@ class ModelSpec:
         """Raise ConfigError unless `block_tokens` is a multiple of 16 from 16 to 256."""
         if block_tokens % MIN_BLOCK_TOKENS or not MIN_BLOCK_TOKENS <= block_tokens <= MAX_BLOCK_TOKENS:
             raise ConfigError(
-                f"block_tokens={block_tokens} is not a multiple of {MIN_BLOCK_TOKENS} from {MIN_BLOCK_TOKENS} "
-                f'to {MAX_BLOCK_TOKENS}: use block_tokens="auto" ({self.default_block_tokens()} for this model)'
+                f"block_tokens={block_tokens} is no multiple of {MIN_BLOCK_TOKENS} up to {MAX_BLOCK_TOKENS}: "
+                f'use block_tokens="auto" ({self.default_block_tokens()} for this model)'
             )
 
 
@@ -161,7 +161,7 @@ class LayerTensors:
 
 @dataclass(frozen=True, slots=True)
 class EndTensors:
-    """Names of the tensors before the first and after the last layer; tied models name the embedding twice."""
+    """Names of the tensors around the layers; tied models name the embedding twice."""
 
     embedding: str
     final_norm: str

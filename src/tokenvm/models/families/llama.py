@@ -1,11 +1,11 @@
 """The Llama family: rotary attention with grouped keys, RMS norms, a SiLU-gated MLP, no biases.
 
-Maths as in Hugging Face's `LlamaForCausalLM`. Whatever that class can do and this decoder cannot is refused by name.
+Maths as in Hugging Face's `LlamaForCausalLM`. What it can do and this decoder cannot is refused by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tokenvm.errors import ModelError
@@ -36,12 +36,11 @@ def spec_from_config(config: Mapping[str, Any], source: str) -> ModelSpec:
     """Turn a config.json into a ModelSpec; raises ModelError, naming `source`, for what is not supported."""
     fields = Fields(config, source)
     _refuse_unsupported(fields)
-    vocab_size = fields.count("vocab_size")
     return ModelSpec(
         architecture=ARCHITECTURES[0],
         layers=fields.count("num_hidden_layers"),
         hidden=fields.count("hidden_size"),
-        vocab_size=vocab_size,
+        vocab_size=fields.count("vocab_size"),
         max_model_len=fields.count("max_position_embeddings", 2048),
         attention=_attention(fields),
         rope=_rope(fields),
@@ -77,17 +76,15 @@ def end_tensors(spec: ModelSpec) -> EndTensors:
     )
 
 
-def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor a checkpoint must hold, with its shape (outputs first)."""
+def tensor_shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield every tensor a checkpoint must hold, with its shape (outputs first)."""
     ends = end_tensors(spec)
-    shapes: dict[str, tuple[int, ...]] = {
-        ends.embedding: (spec.vocab_size, spec.hidden),
-        ends.final_norm: (spec.hidden,),
-        ends.lm_head: (spec.vocab_size, spec.hidden),
-    }
+    yield ends.embedding, (spec.vocab_size, spec.hidden)
+    yield ends.final_norm, (spec.hidden,)
+    if not spec.tied_embeddings:
+        yield ends.lm_head, (spec.vocab_size, spec.hidden)
     for layer in range(spec.layers):
-        shapes |= _layer_shapes(spec, layer_tensors(layer))
-    return shapes
+        yield from _layer_shapes(spec, layer_tensors(layer)).items()
 
 
 def is_ignorable(name: str, spec: ModelSpec) -> bool:
@@ -128,8 +125,8 @@ def _refuse_unsupported(fields: Fields) -> None:
     kinds = fields.values.get("layer_types") or []
     if any(kind != "full_attention" for kind in kinds):
         raise ModelError(
-            f'{fields.source}: layer_types holds {sorted(set(map(str, kinds)))}; supported is "full_attention": '
-            "pass another model"
+            f"{fields.source}: layer_types holds {sorted(set(map(str, kinds)))}; "
+            'supported is "full_attention": pass another model'
         )
 
 
@@ -162,7 +159,8 @@ def _rope(fields: Fields) -> RopeSpec:
     if kind == "llama3":
         return _llama3_rope(theta, scaling)
     raise ModelError(
-        f'{fields.source}: rope type {kind!r}; supported are "default", "linear" and "llama3": pass another model'
+        f'{fields.source}: rope type {kind!r}; supported are "default", "linear" and "llama3": '
+        "pass another model"
     )
 
 

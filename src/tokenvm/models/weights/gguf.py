@@ -1,7 +1,8 @@
 """Turn a GGUF file of the Llama type into a Hugging Face folder, once.
 
-The tensors are dequantised to bf16 (norms to fp32, as they are stored). llama.cpp keeps the rows of the query and key
-projections in the order of interleaved rotary pairs; they are put back into Hugging Face's half-rotation order.
+The tensors are dequantised to bf16 (norms to fp32, as they are stored). llama.cpp keeps the rows of the query
+and key projections in the order of interleaved rotary pairs; they are put back into Hugging Face's
+half-rotation order.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _BESIDE: Final = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinj
 def convert(source: Path, folder: Path, report: Report) -> None:
     """Write config, weights and tokenizer of the GGUF file `source` into `folder`, which exists and is empty.
 
-    Raises ModelError when the file is damaged or is not a Llama model; the folder's contents are then undefined.
+    Raises ModelError for a file that is damaged or no Llama model; the folder is then to be thrown away.
     """
     with GgufFile(source) as gguf:
         config = _config(gguf)
@@ -115,7 +116,7 @@ def _refuse_unsupported(fields: Fields) -> None:
     architecture = fields.values.get("general.architecture")
     if architecture != "llama":
         raise ModelError(
-            f"{fields.source}: architecture {architecture!r}; supported .gguf files are of architecture 'llama': "
+            f"{fields.source}: architecture {architecture!r}; supported in .gguf files is 'llama': "
             "pass another file"
         )
     for key in _MUST_BE_ABSENT:
@@ -125,7 +126,8 @@ def _refuse_unsupported(fields: Fields) -> None:
             )
     if fields.count("split.count", 1) > 1:
         raise ModelError(
-            f"{fields.source} is one part of several: join them with llama-gguf-split --merge, pass the result"
+            f"{fields.source} is one part of several: "
+            "join them with llama-gguf-split --merge and pass the result"
         )
 
 
@@ -153,15 +155,16 @@ def _special_ids(fields: Fields) -> dict[str, int]:
 
 
 def _checked_names(gguf: GgufFile, spec: ModelSpec) -> dict[str, str]:
-    """Return safetensors name → GGUF name, in file order, having checked that they are exactly the model's."""
+    """Return safetensors name → GGUF name, in file order, checked to be exactly the model's."""
     if "rope_freqs.weight" in gguf.tensors:
         raise ModelError(
             f"{gguf.path}: rope_freqs.weight (Llama 3.1 rope scaling) is not supported in .gguf files: "
             "pass the model as a Hugging Face folder"
         )
     names = {_translated(gguf, name): name for name in gguf.tensors}
-    shapes = llama.tensor_shapes(spec)
-    for name, shape in shapes.items():
+    needed: set[str] = set()
+    for name, shape in llama.tensor_shapes(spec):
+        needed.add(name)
         if name not in names:
             raise ModelError(f"{gguf.path}: the tensor for {name} is missing: download the file again")
         if gguf.tensors[names[name]].shape != shape:
@@ -169,7 +172,7 @@ def _checked_names(gguf: GgufFile, spec: ModelSpec) -> dict[str, str]:
                 f"{gguf.path}: tensor {names[name]} has shape {list(gguf.tensors[names[name]].shape)}, "
                 f"not {list(shape)}: download the file again"
             )
-    extra = sorted(names[name] for name in names.keys() - shapes.keys())
+    extra = sorted(names[name] for name in names.keys() - needed)
     if extra:
         raise ModelError(f"{gguf.path}: tensor {extra[0]} is not part of a Llama model: pass another file")
     return names
@@ -198,7 +201,7 @@ def _write_weights(
 
 
 def _row_order(name: str, spec: ModelSpec, rows: int) -> npt.NDArray[np.int64] | None:
-    """Return which stored row comes where: per head, first the even rows, then the odd ones; None keeps the order."""
+    """Return the stored rows in their new order: per head the even, then the odd; None keeps them."""
     if not name.endswith(("q_proj.weight", "k_proj.weight")):
         return None
     head_dim = spec.attention.head_dim

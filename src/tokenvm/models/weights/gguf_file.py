@@ -1,7 +1,8 @@
 """The GGUF container: metadata and where each tensor's bytes lie.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Every length is
-checked against the end of the file before it is believed, so that a damaged file is an error and never an endless loop.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Every
+length is checked against the end of the file before it is believed, so that a damaged file is an error and
+never an endless loop.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _SCALARS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where a tensor lies. `shape` has outputs first; `offset` counts from the start of the file, in bytes."""
+    """Where a tensor lies. `shape` has outputs first; `offset` is in bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,7 +55,7 @@ class GgufTensor:
 
 
 class GgufFile:
-    """An open GGUF file; a context manager. Raises ModelError when the file is missing, foreign or damaged."""
+    """An open GGUF file; a context manager. Raises ModelError if it is missing, foreign or damaged."""
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
@@ -83,7 +84,7 @@ class GgufFile:
         self._bytes.close()
 
     def rows(self, name: str, order: npt.NDArray[np.int64] | None = None) -> Iterator[torch.Tensor]:
-        """Yield a tensor's rows as fp32 [n, columns], some megabytes at a time, in the given order or as stored."""
+        """Yield a tensor's rows, some megabytes at a time: fp32 [n, columns], in `order` or as stored."""
         tensor = self.tensors[name]
         count, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
         raw = np.frombuffer(self._bytes[tensor.offset : tensor.offset + tensor.nbytes], np.uint8).reshape(
@@ -99,7 +100,8 @@ class GgufFile:
         if tensor.kind in plain:
             return raw.view(plain[tensor.kind]).astype(np.float32)
         try:
-            return np.ascontiguousarray(dequantize(raw, tensor.kind), np.float32)
+            with np.errstate(all="ignore"):
+                return np.ascontiguousarray(dequantize(raw, tensor.kind), np.float32)
         except NotImplementedError:
             raise ModelError(
                 f"{self.path}: tensor {tensor.name} is stored as {tensor.kind.name}, which is not supported: "

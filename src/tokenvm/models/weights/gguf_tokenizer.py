@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, rebuilt as a tokenizer.json: byte-level BPE, as in GPT-2 and its successors."""
+"""The tokenizer inside a GGUF file, rebuilt as a tokenizer.json: byte-level BPE, as in GPT-2."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def rebuild_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts of those special tokens that the file names, by their names in tokenizer_config.json."""
+    """Return the texts of the special tokens the file names, keyed as in tokenizer_config.json."""
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     found = {name: metadata.get(f"tokenizer.ggml.{role}_token_id") for role, name in _ROLES.items()}
     return {name: tokens[at] for name, at in found.items() if isinstance(at, int) and 0 <= at < len(tokens)}
@@ -97,11 +97,15 @@ def _byte_pairs(tokens: list[str], merges: list[str], ignore_merges: bool) -> mo
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise ValueError("tokenizer.ggml.tokens holds a token twice")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    for pair in pairs:
-        if len(pair) != 2 or any(part not in vocabulary for part in (*pair, "".join(pair))):
-            raise ValueError(f"tokenizer.ggml.merges holds {' '.join(pair)!r}")
+    pairs = [_merge(merge, vocabulary) for merge in merges]
     return models.BPE(vocabulary, pairs, ignore_merges=ignore_merges)
+
+
+def _merge(text: str, vocabulary: Mapping[str, int]) -> tuple[str, str]:
+    left, _, right = text.partition(" ")
+    if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+        raise ValueError(f"tokenizer.ggml.merges holds {text!r}")
+    return left, right
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int]) -> None:

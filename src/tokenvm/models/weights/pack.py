@@ -50,7 +50,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 def load_model(folder: Path, dtype: str = "auto") -> LoadedModel:
     """Read, check and pack the weights of a Hugging Face folder.
 
-    Raises ModelError when the folder is not a supported model or is damaged, ConfigError for an unknown dtype.
+    Raises ModelError for a folder that is damaged or not supported, ConfigError for an unknown dtype.
     """
     target = resolve_dtype(dtype)
     spec, family = load_spec(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ _DTYPES: Final = ("BF16", "F16", "F32", "F64")
 class Checkpoint:
     """The tensors of a model folder, memory-mapped; a context manager that closes the files.
 
-    Raises ModelError, naming file and tensor, for anything missing, damaged or of an unexpected shape or dtype.
+    Raises ModelError, naming file and tensor, for what is missing, damaged or of another shape or dtype.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,9 +49,13 @@ class Checkpoint:
         """The tensors that are there."""
         return frozenset(self._where)
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]], is_ignorable: Callable[[str], bool]) -> None:
+    def check(
+        self, shapes: Iterable[tuple[str, tuple[int, ...]]], is_ignorable: Callable[[str], bool]
+    ) -> None:
         """Raise ModelError unless exactly these tensors are there, with these shapes and a float dtype."""
-        for name, shape in shapes.items():
+        needed: set[str] = set()
+        for name, shape in shapes:
+            needed.add(name)
             path, reader = self._located(name)
             found = reader.get_slice(name)
             if tuple(found.get_shape()) != shape:
@@ -61,14 +65,14 @@ class Checkpoint:
                 )
             if found.get_dtype() not in _DTYPES:
                 raise ModelError(
-                    f"{path}: tensor {name} has dtype {found.get_dtype()}; supported are {', '.join(_DTYPES)}: "
-                    "pass a model that is not quantised"
+                    f"{path}: tensor {name} has dtype {found.get_dtype()}; "
+                    f"supported are {', '.join(_DTYPES)}: pass a model that is not quantised"
                 )
-        unknown = sorted(name for name in self.names - shapes.keys() if not is_ignorable(name))
+        unknown = sorted(name for name in self.names - needed if not is_ignorable(name))
         if unknown:
             raise ModelError(
-                f"{self._where[unknown[0]][0]}: tensor {unknown[0]} ({len(unknown)} such) is not part of a model "
-                "of this architecture: pass another model"
+                f"{self._where[unknown[0]][0]}: tensor {unknown[0]} (of {len(unknown)} such) is not part of "
+                "a model of this architecture: pass another model"
             )
 
     def read(self, name: str) -> torch.Tensor:
@@ -106,7 +110,8 @@ def _shards(folder: Path) -> dict[Path, frozenset[str]]:
     index = folder / _INDEX
     if not index.is_file():
         raise ModelError(
-            f"{folder} holds neither {_SINGLE} nor {_INDEX}: pass a folder with safetensors weights or a .gguf file"
+            f"{folder} holds neither {_SINGLE} nor {_INDEX}: "
+            "pass a folder with safetensors weights or a .gguf file"
         )
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where:

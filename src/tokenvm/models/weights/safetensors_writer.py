@@ -20,7 +20,7 @@ _NAMES: Final[Mapping[torch.dtype, str]] = {torch.bfloat16: "BF16", torch.float3
 
 
 class SafetensorsWriter:
-    """A file whose tensors, their shapes and dtypes (bf16 or fp32) are known; filled in that order in a `with`."""
+    """A file of tensors whose shapes and dtypes (bf16 or fp32) are known; written in that order."""
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
         self._file = path.open("wb")

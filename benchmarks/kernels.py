@@ -1,0 +1,104 @@
+"""Quick figures for the kernels on SmolLM2-135M's shapes: python benchmarks/kernels.py [--threads N] [--isa NAME].
+
+Prints the best and the median of several rounds, and the memory bandwidth of a plain read in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from tokenvm.kernels import attention, linear, native, paging
+from tokenvm.kernels.state import AttentionState
+
+LAYERS, HIDDEN, INNER, VOCABULARY, Q_HEADS, KV_HEADS, HEAD_DIM = 30, 576, 1536, 49152, 9, 3, 64
+SHAPES = ((960, HIDDEN), (HIDDEN, HIDDEN), (2 * INNER, HIDDEN), (HIDDEN, INNER))
+
+
+def timed(name: str, work: Callable[[], object], rounds: int, note: Callable[[float], str]) -> None:
+    """Run `work` some rounds and print one line."""
+    work()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    best = min(seconds)
+    print(f"{name:44} best {best * 1e3:8.2f} ms  median {statistics.median(seconds) * 1e3:8.2f} ms  {note(best)}")  # noqa: T201
+
+
+def read_bandwidth() -> None:
+    """A plain read of 1 GiB by torch, all threads."""
+    data = torch.ones(1 << 27, dtype=torch.float64)
+    timed("read 1 GiB (torch sum)", data.sum, 5, lambda s: f"{data.nbytes / s / 1e9:.1f} GB/s")
+
+
+def matrices(rows: int, rounds: int) -> None:
+    """All matrices of the model once."""
+    shapes = [*SHAPES * LAYERS, (VOCABULARY, HIDDEN)]
+    packed = [linear.pack(torch.randn(n, k).bfloat16()) for n, k in shapes]
+    inputs = {k: torch.randn(rows, k).bfloat16() for k in (HIDDEN, INNER)}
+    outputs = {n: torch.empty(rows, n) for n, _ in shapes}
+    bytes_, flops = sum(w.nbytes for w in packed), sum(2 * rows * n * k for n, k in shapes)
+
+    def step() -> None:
+        for w in packed:
+            linear.linear(inputs[w.columns], w, outputs[w.rows])
+
+    timed(
+        f"matrices, M = {rows}",
+        step,
+        rounds,
+        lambda s: f"{bytes_ / s / 1e9:.1f} GB/s  {flops / s / 1e12:.2f} TFLOP/s",
+    )
+
+
+def attention_layers(name: str, tokens: int, rows: int, layers: int, rounds: int, block_tokens: int) -> None:
+    """Attention of the last `rows` of `tokens` tokens, every layer with pages of its own."""
+    geometry = paging.PartGeometry(KV_HEADS, HEAD_DIM, block_tokens, torch.bfloat16)
+    pages = -(-tokens // block_tokens)
+    arena = torch.randn(layers, pages, geometry.part_bytes // 2).bfloat16()
+    parts = arena.data_ptr() + np.arange(layers * pages, dtype=np.uint64).reshape(layers, pages) * geometry.part_bytes
+    parts = np.ascontiguousarray(parts, dtype=np.uint64)
+    q = torch.randn(rows, Q_HEADS, HEAD_DIM).bfloat16()
+    positions = torch.arange(tokens - rows, tokens)
+    segments = np.array([[0, rows, 0, pages]], dtype=np.int32)
+    first = np.zeros(1, dtype=np.int32)
+    state = AttentionState.empty(rows, Q_HEADS, HEAD_DIM)
+
+    def step() -> None:
+        for layer in range(layers):
+            state.reset(rows)
+            attention.attend(state, q, positions, segments, first, parts[layer], geometry, HEAD_DIM**-0.5)
+
+    pairs = rows * tokens - rows * (rows - 1) // 2
+    flops, read = 4 * pairs * Q_HEADS * HEAD_DIM * layers, layers * pages * geometry.part_bytes
+    timed(name, step, rounds, lambda s: f"{read / s / 1e9:.1f} GB/s of KV  {flops / s / 1e12:.2f} TFLOP/s")
+
+
+def main() -> None:
+    """Run everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=native.threads())
+    parser.add_argument("--isa", default=native.isa(), choices=native.isa_levels())
+    parser.add_argument("--block-tokens", type=int, default=128)
+    options = parser.parse_args()
+    native.set_isa(options.isa)
+    native.set_threads(options.threads)
+    torch.set_num_threads(options.threads)
+    print(f"{options.isa}, {options.threads} threads, pages of {options.block_tokens} tokens")  # noqa: T201
+    read_bandwidth()
+    for rows, rounds in ((1, 15), (16, 15), (512, 4)):
+        matrices(rows, rounds)
+    block = options.block_tokens
+    attention_layers("decode attention, 8,000 tokens, 30 layers", 8000, 1, LAYERS, 15, block)
+    attention_layers("prefill attention, 512 rows of 6,000, 4 layers", 6000, 512, 4, 4, block)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Text to tokens, tokens to text as they come, conversations to prompts."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import bpe_tokenizer
+from transformers import AutoTokenizer
+
+from tokenvm.chat_template import ChatTemplate
+from tokenvm.errors import ModelError, RequestError
+from tokenvm.tokenizer import IncrementalDetokenizer, Tokenizer
+
+TALK = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "<b>\"'é\n"}]
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEMPLATES = {
+    "chatml": CHATML,
+    "tojson": "{{ messages | tojson }}|{{ messages | tojson(indent=2) }}",
+    "special tokens": "{{ bos_token }}{{ messages[0].content | trim }}{{ eos_token }}",
+    "loop controls": "{% for m in messages %}{{ m.role }}{% if loop.first %}{% break %}{% endif %}{% endfor %}",
+    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "blocks are trimmed": "  {% if true %}\n    x\n  {% endif %}\ny",
+    "absent tools": "{{ tools is none }}{{ documents is none }}{{ custom is defined }}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+    "{{ ns.n }}",
+}
+
+
+def folder_of(folder: Path, **config: Any) -> Path:
+    bpe_tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_folder(folder_of(tmp_path_factory.mktemp("t"), chat_template=CHATML))
+
+
+def test_ids_are_those_of_hugging_face(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    reference = AutoTokenizer.from_pretrained(folder_of(tmp_path))
+    for text in ("hello world", "", "  hello\n\nworld 2024", "<|im_start|>hello<|im_end|>", "日本 🎉"):
+        assert tokenizer.encode(text) == reference(text)["input_ids"]
+    assert tokenizer.vocab_size == len(reference)
+    assert tokenizer.eos_token_ids == (reference.eos_token_id,)
+    assert tokenizer.bos_token_ids == (reference.bos_token_id,)
+
+
+def test_special_tokens_are_hidden_unless_asked_for(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("<|im_start|>hello<|im_end|>")
+    assert tokenizer.decode(ids) == "hello"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<|im_start|>hello<|im_end|>"
+    assert tokenizer.token_text(ids[0]) == "<|im_start|>"
+
+
+@pytest.mark.parametrize("ids", [[-1], [0, 10**6]])
+def test_unknown_ids_are_refused(ids: list[int], tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="there is no token"):
+        tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["\ud800", b"bytes", None])
+def test_what_is_not_text_is_refused(text: Any, tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="not valid text"):
+        tokenizer.encode(text)
+
+
+def pushed(tokenizer: Tokenizer, ids: list[int], skip: bool) -> list[str]:
+    stream = IncrementalDetokenizer(tokenizer, skip_special_tokens=skip)
+    return [*map(stream.push, ids), stream.finish()]
+
+
+@given(text=st.text(st.characters(codec="utf-8"), max_size=60), skip=st.booleans())
+@settings(max_examples=200)
+def test_pieces_of_a_text_join_to_the_text(text: str, skip: bool, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(text)
+    assert "".join(pushed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip)
+
+
+@given(ids=st.lists(st.integers(0, 265), max_size=40), skip=st.booleans())
+@settings(max_examples=300)
+def test_pieces_of_any_tokens_join_to_the_whole(ids: list[int], skip: bool, tokenizer: Tokenizer) -> None:
+    assert "".join(pushed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip)
+
+
+def test_a_character_comes_whole_with_its_last_byte(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("é🎉x")
+    assert pushed(tokenizer, ids, True) == ["", "é", "", "", "", "🎉", "x", ""]
+
+
+def test_bytes_that_never_became_a_character_come_at_the_end(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a🎉")[:-1]
+    assert pushed(tokenizer, ids, True) == ["a", "", "", "", "\ufffd"]
+
+
+def test_a_finished_stream_starts_anew(tokenizer: Tokenizer) -> None:
+    stream = IncrementalDetokenizer(tokenizer)
+    ids = tokenizer.encode("hello world")
+    for _ in range(2):
+        assert "".join([*map(stream.push, ids), stream.finish()]) == "hello world"
+
+
+def test_the_stream_forgets_what_it_has_given_out(tokenizer: Tokenizer) -> None:
+    longest = 0
+    original, stream = tokenizer.decode, IncrementalDetokenizer(tokenizer)
+
+    class Watching:
+        def decode(self, ids: list[int], skip: bool) -> str:
+            nonlocal longest
+            longest = max(longest, len(ids))
+            return original(ids, skip)
+
+    stream._tokenizer = Watching()  # type: ignore[assignment]
+    for token in tokenizer.encode("hello world é " * 50):
+        stream.push(token)
+    assert longest <= 6
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
+@pytest.mark.parametrize("prompt", [True, False])
+def test_conversations_are_rendered_as_hugging_face_does(template: str, prompt: bool, tmp_path: Path) -> None:
+    reference = AutoTokenizer.from_pretrained(folder_of(tmp_path, chat_template=template))
+    expected = reference.apply_chat_template(TALK, tokenize=False, add_generation_prompt=prompt)
+    ours = Tokenizer.from_folder(tmp_path)
+    assert ours.apply_chat_template(TALK, prompt, tokenize=False) == expected
+    ids = reference.apply_chat_template(TALK, add_generation_prompt=prompt)["input_ids"]
+    assert ours.apply_chat_template(TALK, prompt) == ids
+
+
+def test_a_template_file_wins_over_the_config(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, chat_template="config")
+    (folder / "chat_template.jinja").write_text("file")
+    assert Tokenizer.from_folder(folder).apply_chat_template(TALK, tokenize=False) == "file"
+
+
+def test_of_several_templates_the_default_is_used(tmp_path: Path) -> None:
+    several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    found = Tokenizer.from_folder(folder_of(tmp_path, chat_template=several))
+    assert found.apply_chat_template(TALK, tokenize=False) == "plain"
+
+
+def test_special_tokens_may_be_written_as_objects(tmp_path: Path) -> None:
+    folder = folder_of(
+        tmp_path, eos_token={"content": "<|im_end|>", "special": True}, chat_template="{{ eos_token }}"
+    )
+    found = Tokenizer.from_folder(folder)
+    assert found.apply_chat_template(TALK, tokenize=False) == "<|im_end|>"
+    assert found.eos_token_ids == (2,)
+
+
+def test_parts_of_text_are_joined(tokenizer: Tokenizer) -> None:
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    joined = tokenizer.apply_chat_template([{"role": "user", "content": parts}])
+    assert joined == tokenizer.apply_chat_template([{"role": "user", "content": "hello"}])
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([], "must be a list"),
+        ("hello", "must be a list"),
+        ({"role": "user"}, "must be a list"),
+        (["hello"], r"messages\[0\] must be like"),
+        ([TALK[0], {"content": "x"}], r'messages\[1\]\["role"\]'),
+        ([{"role": "", "content": "x"}], "role"),
+        ([{"role": "user"}], "content"),
+        ([{"role": "user", "content": 5}], "content"),
+        ([{"role": "user", "content": []}], "content"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "only text is supported"),
+        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "content"),
+        ([{"role": "user", "content": "x", "extra": object()}], "holds a object"),
+    ],
+    ids=str,
+)
+def test_malformed_messages_are_refused(messages: Any, said: str, tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match=said):
+        tokenizer.apply_chat_template(messages)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[0].content + 5 }}", "refuses these messages"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe|undefined"),
+    ],
+)
+def test_what_a_template_refuses_is_a_request_error(template: str, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        ChatTemplate(template, {}).render(TALK, True)
+
+
+def test_templates_may_ask_for_the_date() -> None:
+    assert ChatTemplate("{{ strftime_now('%%') }}", {}).render(TALK, True) == "%"
+
+
+def test_a_model_without_template_refuses_conversations(tmp_path: Path) -> None:
+    found = Tokenizer.from_folder(folder_of(tmp_path))
+    assert not found.has_chat_template
+    with pytest.raises(RequestError, match="no chat template"):
+        found.apply_chat_template(TALK)
+
+
+def test_without_a_config_there_are_no_special_ids(tmp_path: Path) -> None:
+    bpe_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    found = Tokenizer.from_folder(tmp_path)
+    assert found.eos_token_ids == found.bos_token_ids == ()
+
+
+def break_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+
+
+def break_config(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{")
+
+
+def break_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% if %}")
+
+
+def break_template_bytes(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+
+
+def remove_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [break_tokenizer, break_config, break_template, break_template_bytes, remove_tokenizer]
+)
+def test_damaged_files_are_model_errors(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    damage(folder_of(tmp_path))
+    with pytest.raises(ModelError, match=r"token|template"):
+        Tokenizer.from_folder(tmp_path)
