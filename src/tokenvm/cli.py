@@ -30,7 +30,9 @@ HostMemory = Annotated[str | None, typer.Option(help="Memory of the host tier; 0
 NvmePath = Annotated[Path | None, typer.Option(help="Folder for pages on disk.")]
 NvmeLimit = Annotated[str | None, typer.Option(help="Disk space for pages; 0 switches the tier off.")]
 BlockTokens = Annotated[str | None, typer.Option(help="Tokens a page: auto or 16 to 256.")]
-Threads = Annotated[int | None, typer.Option(help="Compute threads; by default every core this process may use.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Compute threads; by default every core this process may use.")
+]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
 
@@ -53,7 +55,9 @@ def run(
     model: Model = "smollm2",
     file: Annotated[Path | None, typer.Option(help="A text to read before the question.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
-    needle: Annotated[bool, typer.Option("--needle", help="Hide a random code in a document; ask for it.")] = False,
+    needle: Annotated[
+        bool, typer.Option("--needle", help="Hide a random code in a document; ask for it.")
+    ] = False,
     kv_fraction: Annotated[float, typer.Option(help="KV memory as a share of what the text needs.")] = 0.1,
     kv_limit: KvLimit = None,
     host_memory: HostMemory = None,
@@ -61,7 +65,9 @@ def run(
     nvme_limit: NvmeLimit = None,
     block_tokens: BlockTokens = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
-    compare: Annotated[bool, typer.Option(help="Run again with unlimited memory and compare every bit.")] = True,
+    compare: Annotated[
+        bool, typer.Option(help="Run again with unlimited memory and compare every bit.")
+    ] = True,
     threads: Threads = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -87,7 +93,9 @@ def run(
 def bench_decode(
     model: Model = "smollm2",
     context: Annotated[int, typer.Option(min=1, help="Tokens of context.")] = 8000,
-    kv_fraction: Annotated[str, typer.Option(help="Shares of the KV memory needed, comma separated.")] = "1,0.5,0.1",
+    kv_fraction: Annotated[
+        str, typer.Option(help="Shares of the KV memory needed, comma separated.")
+    ] = "1,0.5,0.1",
     tokens: Annotated[int, typer.Option(min=2, help="Decoded tokens a round.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over all fractions; medians are printed.")] = 1,
     nvme_path: NvmePath = None,
@@ -109,7 +117,9 @@ def bench_decode(
 @app.command()
 def verify(
     model: Model = "smollm2",
-    full: Annotated[bool, typer.Option("--full", help="The long grid: 20 prompts of up to 6,000 tokens.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="The long grid: 20 prompts of up to 6,000 tokens.")
+    ] = False,
     nvme_path: NvmePath = None,
     as_json: Json = False,
 ) -> None:
@@ -190,7 +200,9 @@ def _fractions(text: str) -> list[float]:
     try:
         fractions = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f'--kv-fraction "{text}" is not a list of numbers: type --kv-fraction 1,0.5,0.1') from None
+        raise ConfigError(
+            f'--kv-fraction "{text}" is not a list of numbers: type --kv-fraction 1,0.5,0.1'
+        ) from None
     if not all(0 < fraction <= 1 for fraction in fractions):
         raise ConfigError("--kv-fraction takes numbers above 0 and at most 1: type --kv-fraction 1,0.5,0.1")
     return fractions
@@ -206,7 +218,9 @@ def _set_up_logging(verbose: int, quiet: bool) -> None:
     if named:
         known = logging.getLevelNamesMapping()
         if named not in known:
-            raise ConfigError(f"TOKENVM_LOG_LEVEL={named} is not a level: type one of {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"TOKENVM_LOG_LEVEL={named} is not a level: type one of {', '.join(sorted(known))}"
+            )
         level = known[named]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 

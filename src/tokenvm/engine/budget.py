@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenvm.config import MemoryConfig, format_size
+from tokenvm.config import MemoryConfig
 from tokenvm.errors import LimitTooSmall
+from tokenvm.sizes import format_size
 
 MIN_RING_PARTS = 4
 MAX_RING_BYTES = 8 << 20
@@ -53,8 +54,9 @@ def plan_budget(config: MemoryConfig, needs: Needs, free_bytes: int, free_disk_b
     Raises:
         LimitTooSmall: a limit is below the minimum; the message names it.
     """
-    host_slots = (config.host_memory or 0) // needs.page_bytes
-    disk_bytes = free_disk_bytes // 2 if config.nvme_limit is None else config.nvme_limit
+    host_bytes = 0 if config.host_memory == "auto" else config.host_memory
+    host_slots = host_bytes // needs.page_bytes
+    disk_bytes = free_disk_bytes // 2 if config.nvme_limit == "auto" else config.nvme_limit
     if disk_bytes < needs.page_bytes:
         disk_bytes = 0
     spills = host_slots > 0 or disk_bytes > 0
@@ -75,7 +77,7 @@ def _kv_bytes(config: MemoryConfig, needs: Needs, free_bytes: int, *, spills: bo
     fixed = needs.weight_bytes + needs.workspace_bytes
     minimum = minimum_kv_bytes(needs, spills=spills)
     ceiling = _vram_share(config, fixed, minimum)
-    if config.kv_limit is not None:
+    if config.kv_limit != "auto":
         _require("kv_limit", config.kv_limit, minimum, "two pages and the staging ring")
         return min(config.kv_limit, ceiling) if ceiling else config.kv_limit
     roomy = needs.wanted_pages * needs.page_bytes + MAX_RING_BYTES
@@ -84,7 +86,7 @@ def _kv_bytes(config: MemoryConfig, needs: Needs, free_bytes: int, *, spills: bo
 
 def _vram_share(config: MemoryConfig, fixed: int, minimum: int) -> int:
     """Return what `vram_limit` leaves for KV, 0 when it is not set."""
-    if config.vram_limit is None:
+    if config.vram_limit == "auto":
         return 0
     _require("vram_limit", config.vram_limit, fixed + minimum, "weights, workspace, two pages and the ring")
     return config.vram_limit - fixed

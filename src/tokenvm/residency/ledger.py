@@ -51,7 +51,7 @@ class Ledger:
         self._units: dict[UnitId, Unit] = {}
         self._next = 0
         self._freed: list[SlotId] = []
-        self.version = 0
+        self.version = 0  # grows whenever the device gains or loses a whole copy
 
     def create(self, tier: Tier, home: Home = Home.RECOMPUTE) -> UnitId:
         """Bring a unit to life with a whole copy in `tier`, which has a free slot."""
@@ -80,7 +80,7 @@ class Ledger:
         """The copy that `move` makes is whole."""
         self._end(move)
         self._units[move.unit].copies[move.target].arriving = False
-        self.version += 1
+        self.version += move.target is Tier.DEVICE
         self._bury(move.unit)
 
     def fail(self, move: Move) -> None:
@@ -94,7 +94,6 @@ class Ledger:
         entry = self._units[unit]
         assert self.droppable(unit, tier), f"unit {unit}: its copy in {tier.name} may not be dropped"
         self._forget(entry, tier)
-        self.version += 1
 
     def droppable(self, unit: UnitId, tier: Tier) -> bool:
         """Whether `drop` is allowed: whole, not read by a move, not pinned there, and not the last whole copy."""
@@ -111,7 +110,6 @@ class Ledger:
         entry = self._units[unit]
         self._forget(entry, tier)
         entry.lost = not entry.copies
-        self.version += 1
         return entry.lost
 
     def pin(self, units: Iterable[UnitId]) -> None:
@@ -218,6 +216,7 @@ class Ledger:
         self._pools[tier].give(copy.slot)
         if tier is Tier.DEVICE:
             self._freed.append(copy.slot)
+            self.version += 1
 
     def _bury(self, unit: UnitId) -> None:
         """Free what nobody owns any more, unless a move or a pin still needs it."""
@@ -227,7 +226,6 @@ class Ledger:
         for tier, copy in list(entry.copies.items()):
             if not copy.arriving and not copy.sources:
                 self._forget(entry, tier)
-        self.version += 1
         if not entry.copies:
             del self._units[unit]
 

@@ -36,6 +36,7 @@ class Scheduler:
         self._waiting: dict[SeqId, Sequence] = {}
         self._running: dict[SeqId, Sequence] = {}
         self._next = 0
+        self.promised_pages = 0  # the pages that all waiting and running sequences may come to own
 
     @property
     def has_work(self) -> bool:
@@ -64,6 +65,7 @@ class Scheduler:
         sequence = Sequence(seq, request, min(request.params.max_tokens, room))
         self._refuse_oversized(sequence)
         self._waiting[seq] = sequence
+        self.promised_pages += self._pages(sequence)
         return seq
 
     def abort(self, request_id: str) -> list[Event]:
@@ -119,6 +121,7 @@ class Scheduler:
         self._running.pop(sequence.seq, None)
         self._waiting.pop(sequence.seq, None)
         sequence.status = Status.FINISHED
+        self.promised_pages -= self._pages(sequence)
         return FinishedEvent(sequence.request.request_id, sequence.seq, reason, token)
 
     def _admit(self) -> None:

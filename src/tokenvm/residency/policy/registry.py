@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from tokenvm.errors import ConfigError
 from tokenvm.residency.policy.base import NoPolicy, Policy
 from tokenvm.residency.policy.lru import Lru
 
-POLICIES = MappingProxyType({"lru": Lru, "none": NoPolicy})
+POLICIES: Mapping[str, Callable[[], Policy]] = MappingProxyType({"lru": Lru, "none": NoPolicy})
 
 
 def make_policy(name: str) -> Policy:

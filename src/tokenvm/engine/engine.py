@@ -1,0 +1,137 @@
+"""The engine: one step after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tokenvm.clock import Clock
+from tokenvm.engine.account import Account
+from tokenvm.engine.runner import Runner
+from tokenvm.engine.sampler import Choice, choose
+from tokenvm.kvcache import KVCache
+from tokenvm.schedule.plan import Event, FinishedEvent, Plan
+from tokenvm.schedule.request import Request
+from tokenvm.schedule.scheduler import Scheduler
+from tokenvm.vocab import SeqId
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step brought: events in order, the choice behind each token, and the pages it read."""
+
+    events: tuple[Event, ...]
+    choices: dict[SeqId, Choice]
+    tokens: int
+    resident_pages: int = 0
+    streamed_pages: int = 0
+
+
+class Engine:
+    """Owns the scheduler, the KV of its sequences and the model. One thread calls it."""
+
+    def __init__(
+        self, scheduler: Scheduler, kvcache: KVCache, runner: Runner, clock: Clock, seed: int = 0
+    ) -> None:
+        self.scheduler = scheduler
+        self.kvcache = kvcache
+        self.runner = runner
+        self.account = Account(kvcache.vm)
+        self._clock = clock
+        self._seed = seed
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.has_work
+
+    def add(self, request: Request) -> SeqId:
+        """Take a request.
+
+        Raises:
+            RequestError: it can never run. StorageError: its pages have no space on disk. Nothing is kept then.
+        """
+        seq = self.scheduler.add(request)
+        try:
+            self.kvcache.reserve(self.scheduler.promised_pages)
+        except Exception:
+            self.scheduler.abort(request.request_id)
+            raise
+        return seq
+
+    def step(self) -> StepResult:
+        """Compute one step for every sequence that runs: plan, stage, run, sample, commit."""
+        began_s = self._clock.now_s()
+        plan = self._plan()
+        if not plan.spans:
+            return StepResult((), {}, 0)
+        with self.kvcache.stage(plan) as staged:
+            logits = self.runner.run(plan, self._tokens(plan), staged)
+            choices = self._sample(plan, logits, staged.lost)
+        events = self._commit(plan, choices, staged.lost)
+        self.account.step(staged, staged.tiers, began_s, self._clock.now_s())
+        return StepResult(events, choices, plan.tokens, staged.resident_pages, staged.streamed_pages)
+
+    def abort(self, request_id: str) -> list[Event]:
+        """End a request now; its pages are freed."""
+        events = self.scheduler.abort(request_id)
+        self._release(events)
+        return events
+
+    def stop(self, seq: SeqId) -> FinishedEvent:
+        """End one sequence because its text said so."""
+        event = self.scheduler.stop(seq)
+        self._release([event])
+        return event
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters of tiers, moves and overlap as plain values."""
+        return self.account.as_dict()
+
+    def close(self) -> None:
+        """Stop all copies and give the memory back; idempotent."""
+        self.kvcache.close()
+
+    def _plan(self) -> Plan:
+        plan = self.scheduler.plan()
+        for span in plan.spans:
+            if span.seq not in self.kvcache:
+                self.kvcache.create(span.seq)
+        return plan
+
+    def _tokens(self, plan: Plan) -> list[int]:
+        return [t for s in plan.spans for t in self.scheduler.sequence(s.seq).tokens[s.start : s.end]]
+
+    def _sample(self, plan: Plan, logits: torch.Tensor, lost: dict[SeqId, int]) -> dict[SeqId, Choice]:
+        """Choose a token for each sampled sequence; one whose pages were damaged gets none."""
+        rows = zip(plan.sampled, logits.numpy(), strict=True)
+        return {seq: self._choose(seq, row) for seq, row in rows if seq not in lost}
+
+    def _choose(self, seq: SeqId, row: NDArray[np.float32]) -> Choice:
+        sequence = self.scheduler.sequence(seq)
+        params = sequence.request.params
+        seed = params.seed if params.seed is not None else (self._seed << 32) + seq
+        return choose(row, params, seed, sequence.new_tokens)
+
+    def _commit(self, plan: Plan, choices: dict[SeqId, Choice], lost: dict[SeqId, int]) -> tuple[Event, ...]:
+        """Enter the step's outcome everywhere; a sequence with a damaged page falls back to before that page."""
+        for span in plan.spans:
+            if span.seq in lost:
+                lost[span.seq] = self.kvcache.truncate(span.seq, lost[span.seq])
+            else:
+                self.kvcache.commit(span.seq, span.count, self.scheduler.sequence(span.seq).tokens)
+        if plan.spills:
+            self.kvcache.write_behind()
+        events = self.scheduler.commit(plan, {seq: choice.token for seq, choice in choices.items()}, lost)
+        self._release(events)
+        return tuple(events)
+
+    def _release(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, FinishedEvent) and event.seq in self.kvcache:
+                self.kvcache.release(event.seq)

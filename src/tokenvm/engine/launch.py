@@ -1,0 +1,186 @@
+"""Puts an engine together: budget, tiers, cache, scheduler, runner."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenvm.clock import RealClock
+from tokenvm.config import MemoryConfig
+from tokenvm.engine.budget import Budget, Needs, plan_budget
+from tokenvm.engine.engine import Engine
+from tokenvm.engine.runner import Runner, workspace_bytes
+from tokenvm.errors import ConfigError
+from tokenvm.kernels.linear import PackedMatrix
+from tokenvm.kernels.native import NUMERICS_ID, set_threads
+from tokenvm.kernels.paging import PartGeometry
+from tokenvm.kvcache import KVCache
+from tokenvm.machine import free_disk_bytes, free_memory_bytes, usable_cores
+from tokenvm.memory.backend import DeviceBackend
+from tokenvm.memory.cpu import CpuDevice, crc32c
+from tokenvm.memory.device import DeviceArena
+from tokenvm.memory.disk import DiskStore
+from tokenvm.memory.host import HostPool
+from tokenvm.memory.layout import PageLayout
+from tokenvm.memory.tier import NullStore, TierStore
+from tokenvm.models.weights.pack import LoadedModel
+from tokenvm.residency.policy.registry import make_policy
+from tokenvm.schedule.scheduler import Limits, Scheduler
+from tokenvm.vm import MemoryManager
+from tokenvm.vocab import Tier
+
+DEFAULT_MAX_NUM_SEQS = 16
+DEFAULT_MAX_TOKENS_PER_FORWARD = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an engine is asked to be. None means: the model's or this module's default."""
+
+    memory: MemoryConfig
+    disk_path: Path
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_tokens_per_forward: int | None = None
+    threads: int | None = None
+    seed: int = 0
+    poison: bool = False
+
+
+def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend | None = None) -> Engine:
+    """Make an engine for a loaded model.
+
+    Raises:
+        LimitTooSmall: a memory limit is below the minimum. ConfigError: a number makes no sense. StorageError: a tier
+            cannot be opened.
+    """
+    limits = _whole_limits(model, settings)
+    geometry = _geometry(model, settings.memory)
+    layout = PageLayout(model.spec.layers, geometry.part_bytes)
+    set_threads(limits.threads)
+    disk_free = free_disk_bytes(settings.disk_path)
+    budget = plan_budget(
+        settings.memory, _needs(model, layout, limits, geometry), free_memory_bytes(), disk_free
+    )
+    vm = _memory(backend or CpuDevice(_reads_in_flight(settings.memory)), layout, budget, settings)
+    try:
+        return _assemble(model, geometry, vm, limits, settings)
+    except BaseException:
+        vm.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    max_model_len: int
+    max_num_seqs: int
+    max_tokens_per_forward: int
+    threads: int
+
+
+def _whole_limits(model: LoadedModel, settings: Settings) -> _Numbers:
+    given = {
+        "max_model_len": settings.max_model_len or model.spec.max_model_len,
+        "max_num_seqs": settings.max_num_seqs or DEFAULT_MAX_NUM_SEQS,
+        "max_tokens_per_forward": settings.max_tokens_per_forward or DEFAULT_MAX_TOKENS_PER_FORWARD,
+        "threads": settings.threads or usable_cores(),
+    }
+    for name, value in given.items():
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}={value!r} is not possible: give a whole number of at least 1")
+    if given["max_model_len"] > model.spec.max_model_len:
+        raise ConfigError(
+            f"max_model_len={given['max_model_len']} is beyond what the model was made for: "
+            f"give at most {model.spec.max_model_len}"
+        )
+    return _Numbers(**given)
+
+
+def _geometry(model: LoadedModel, memory: MemoryConfig) -> PartGeometry:
+    spec, dtype = model.spec, model.weights.dtype
+    if memory.page_size != "auto":
+        block_tokens = spec.block_tokens_within(memory.page_size, dtype)
+    elif memory.block_tokens != "auto":
+        block_tokens = memory.block_tokens
+    else:
+        block_tokens = spec.default_block_tokens()
+    return PartGeometry(spec.attention.kv_heads, spec.attention.head_dim, block_tokens, dtype)
+
+
+def _needs(model: LoadedModel, layout: PageLayout, limits: _Numbers, geometry: PartGeometry) -> Needs:
+    pages_each = -(-limits.max_model_len // geometry.block_tokens)
+    return Needs(
+        page_bytes=layout.page_bytes,
+        part_bytes=layout.part_stride,
+        weight_bytes=model.weights.nbytes,
+        workspace_bytes=workspace_bytes(model.spec, limits.max_tokens_per_forward, model.weights.dtype),
+        wanted_pages=limits.max_num_seqs * pages_each + 1,
+    )
+
+
+def _reads_in_flight(memory: MemoryConfig) -> int:
+    return 4 if memory.prefetch_depth == "auto" else memory.prefetch_depth
+
+
+def _memory(backend: DeviceBackend, layout: PageLayout, budget: Budget, settings: Settings) -> MemoryManager:
+    arena = DeviceArena(backend, budget.device_slots, layout, poison=settings.poison)
+    host: TierStore = NullStore(Tier.HOST, layout)
+    if budget.host_slots:
+        host = HostPool(backend, budget.host_slots, layout)
+    disk: TierStore = NullStore(Tier.DISK, layout)
+    if budget.disk_bytes:
+        disk = DiskStore(settings.disk_path, budget.disk_bytes, layout)
+    return MemoryManager(backend, arena, (host, disk), budget.ring_slots, make_policy(settings.memory.policy))
+
+
+def _assemble(
+    model: LoadedModel, geometry: PartGeometry, vm: MemoryManager, limits: _Numbers, settings: Settings
+) -> Engine:
+    clock = RealClock()
+    kvcache = KVCache(
+        vm,
+        geometry.block_tokens,
+        fingerprint(model, geometry),
+        clock,
+        prefetch_ahead=_layers_ahead(settings.memory),
+    )
+    ledger = vm.ledger
+    lower = ledger.capacity(Tier.HOST) + ledger.capacity(Tier.DISK)
+    scheduler = Scheduler(
+        Limits(
+            max_num_seqs=limits.max_num_seqs,
+            max_tokens_per_forward=limits.max_tokens_per_forward,
+            max_model_len=limits.max_model_len,
+            block_tokens=geometry.block_tokens,
+            device_slots=ledger.capacity(Tier.DEVICE),
+            held_pages=max(ledger.capacity(Tier.DEVICE) - 1, lower),
+            vocab_size=model.spec.vocab_size,
+            eos_token_ids=frozenset(model.spec.eos_token_ids),
+        )
+    )
+    runner = Runner(model, geometry, limits.max_tokens_per_forward, limits.max_model_len)
+    return Engine(scheduler, kvcache, runner, clock, settings.seed)
+
+
+def _layers_ahead(memory: MemoryConfig) -> int | None:
+    """None: as far ahead as the ring reaches."""
+    if memory.prefetch_strategy == "none":
+        return 0
+    return None if memory.prefetch_ahead == "auto" else memory.prefetch_ahead
+
+
+def fingerprint(model: LoadedModel, geometry: PartGeometry) -> bytes:
+    """Name all that shapes KV bytes besides the tokens: weights, dtype, rope, block_tokens, layout and numerics."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((model.spec, geometry, geometry.layout_id, NUMERICS_ID)).encode())
+    for matrix in _matrices(model):
+        digest.update(crc32c(matrix.storage.data_ptr(), matrix.nbytes).to_bytes(4, "little"))
+    return digest.digest()
+
+
+def _matrices(model: LoadedModel) -> Iterator[PackedMatrix]:
+    for layer in model.weights.layers:
+        yield from (layer.qkv, layer.o, layer.gate_up, layer.down)
+    yield model.weights.ends.embedding

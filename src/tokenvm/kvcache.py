@@ -1,0 +1,170 @@
+"""KVCache: sequences and their pages on top of the virtual memory: stage, commit, truncate, fork, release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tokenvm.clock import Clock
+from tokenvm.residency.keys import page_key
+from tokenvm.residency.page_table import PageTable
+from tokenvm.residency.planner import Pages
+from tokenvm.schedule.plan import Plan
+from tokenvm.staging import Layout, Staged, Stream, lay_out
+from tokenvm.vm import MemoryManager
+from tokenvm.vocab import PageKey, SeqId, Tier
+
+
+class KVCache:
+    """The KV of all running sequences of one KV group.
+
+    `fingerprint` names all that shapes KV bytes besides the tokens; see `residency.keys.page_key`.
+    """
+
+    def __init__(
+        self,
+        vm: MemoryManager,
+        block_tokens: int,
+        fingerprint: bytes,
+        clock: Clock,
+        *,
+        prefetch_ahead: int | None = None,
+        salt: bytes = b"",
+    ) -> None:
+        self.vm = vm
+        self.block_tokens = block_tokens
+        self._fingerprint = fingerprint
+        self._salt = salt
+        self._clock = clock
+        self._table = PageTable(block_tokens)
+        self._stream = Stream(vm, prefetch_ahead)
+        self._layout: Layout | None = None
+        self._layout_key: tuple[object, ...] = ()
+        self._unwritten = False
+
+    def create(self, seq: SeqId) -> None:
+        """Begin a sequence."""
+        self._table.add(seq)
+
+    def __contains__(self, seq: SeqId) -> bool:
+        return seq in self._table
+
+    def length_tokens(self, seq: SeqId) -> int:
+        """Return how many tokens of the sequence are committed."""
+        return self._table.length_tokens(seq)
+
+    def keys(self, seq: SeqId) -> list[PageKey]:
+        """Return the content addresses of the sequence's sealed pages."""
+        return self._table.keys(seq)
+
+    @contextmanager
+    def stage(self, plan: Plan) -> Iterator[Staged]:
+        """Make the pages of a plan attendable: pin those on the device, start the reads of the rest.
+
+        Everything is unpinned at exit. After an error no read is left in the ring.
+
+        Raises:
+            StorageError: there is no room for the pages that the plan fills.
+        """
+        self._extend(plan)
+        if plan.decodes and self._layout is not None and self._layout.streams:
+            self.vm.promote(self._running())
+        layout = self._lay_out(plan)
+        pinned = [unit for unit, out in zip(layout.units, layout.streamed.tolist(), strict=True) if not out]
+        self.vm.ledger.pin(pinned)
+        try:
+            yield Staged(
+                self.vm, self._stream, layout, plan.spans, self.block_tokens, self._clock, self._repeats(plan)
+            )
+        except BaseException:
+            self._forget_layout()
+            raise
+        finally:
+            self.vm.ledger.unpin(pinned)
+
+    def commit(self, seq: SeqId, count: int, tokens: Sequence[int]) -> None:
+        """Advance by `count` tokens that were appended; pages that became full are sealed and get their key.
+
+        `tokens` are all tokens of the sequence.
+        """
+        block = self.block_tokens
+        for unit in self._table.advance(seq, count):
+            self.vm.seal(unit)
+            self._unwritten = True
+            done = len(self._table.keys(seq)) * block
+            key = page_key(
+                self._salt, self._fingerprint, self._table.last_key(seq), tokens[done : done + block]
+            )
+            self._table.add_key(seq, key)
+
+    def write_behind(self) -> None:
+        """Start writing sealed pages down, so that their slots can be reused without waiting."""
+        if self._unwritten:
+            self.vm.write_behind(self._running())
+            self._unwritten = False
+
+    def truncate(self, seq: SeqId, tokens: int) -> int:
+        """Take back all but the first `tokens`; return how many stay: fewer where a sealed page would be cut."""
+        length = self._table.length_tokens(seq)
+        if tokens // self.block_tokens < length // self.block_tokens:
+            tokens -= tokens % self.block_tokens
+        self._forget_layout()
+        self.vm.release(self._table.truncate(seq, min(tokens, length)))
+        return self._table.length_tokens(seq)
+
+    def fork(self, parent: SeqId, child: SeqId) -> None:
+        """Begin `child` with all that `parent` has committed: sealed pages are shared, the open one is copied."""
+        shared = self._table.fork(parent, child)
+        self.vm.retain(shared)
+        rest = self._table.length_tokens(parent) - self._table.length_tokens(child)
+        if rest:
+            unit = self.vm.new_page(self._running())
+            self.vm.copy_page(self._table.pages(parent)[len(shared)], unit)
+            self._table.append(child, unit)
+            self._table.advance(child, rest)
+
+    def release(self, seq: SeqId) -> None:
+        """End a sequence; pages nobody else shares are freed."""
+        self._forget_layout()
+        self.vm.release(self._table.remove(seq))
+
+    def reserve(self, pages: int) -> None:
+        """Make sure that `pages` pages have space over all tiers; StorageError where they cannot have it."""
+        if pages > self.vm.ledger.capacity(Tier.DEVICE):
+            self.vm.reserve(pages)
+
+    def check(self) -> None:
+        """Assert every law of ledger and page table."""
+        self.vm.ledger.check()
+        self._table.check()
+
+    def close(self) -> None:
+        """Stop all reads and give the memory back."""
+        self._forget_layout()
+        self.vm.close()
+
+    def _running(self) -> list[Pages]:
+        return [self._table.pages(seq) for seq in self._table.sequences()]
+
+    def _extend(self, plan: Plan) -> None:
+        for span in plan.spans:
+            for _ in range(self._table.missing_pages(span.seq, span.end)):
+                self._table.append(span.seq, self.vm.new_page(self._running()))
+
+    def _lay_out(self, plan: Plan) -> Layout:
+        """Arrange the pages, or keep the arrangement if neither pages nor places changed since."""
+        shape = tuple((span.seq, span.count) for span in plan.spans)
+        key = (self.vm.ledger.version, self._table.version, shape)
+        if self._layout is None or key != self._layout_key:
+            pages = [self._table.pages(span.seq) for span in plan.spans]
+            self._layout = lay_out(plan.spans, pages, self.vm)
+            self._layout_key = key
+        return self._layout
+
+    def _repeats(self, plan: Plan) -> bool:
+        """Whether the next step will most likely read the very same parts: nobody fills a page now."""
+        return plan.decodes and all(span.end % self.block_tokens for span in plan.spans)
+
+    def _forget_layout(self) -> None:
+        self._layout = None
+        self._stream.cancel()

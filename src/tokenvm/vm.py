@@ -1,0 +1,224 @@
+"""MemoryManager: the one file where decisions (residency) meet bytes (memory)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenvm.errors import StorageError
+from tokenvm.kernels.paging import copy
+from tokenvm.memory.backend import DeviceBackend, Program, Ring
+from tokenvm.memory.device import DeviceArena
+from tokenvm.memory.tier import TierStore
+from tokenvm.memory.transfer import Transfer, TransferEngine
+from tokenvm.residency.ledger import Ledger
+from tokenvm.residency.planner import (
+    Pages,
+    Parting,
+    Victim,
+    choose_promotions,
+    choose_victims,
+    choose_write_behind,
+)
+from tokenvm.residency.policy.base import Policy
+from tokenvm.vocab import Answer, Move, Tier, UnitId
+
+_WRITE_ATTEMPTS = 3
+
+
+class MemoryManager:
+    """Units, their slots and their bytes. One owner thread; native threads move the bytes.
+
+    `arena` is the device tier of `stores`. Without `ring_slots` nothing can be streamed.
+    """
+
+    def __init__(
+        self,
+        backend: DeviceBackend,
+        arena: DeviceArena,
+        lower: Sequence[TierStore],
+        ring_slots: int,
+        policy: Policy,
+    ) -> None:
+        self.backend = backend
+        self.arena = arena
+        self.layout = arena.layout
+        self.policy = policy
+        self._stores: Mapping[Tier, TierStore] = {store.tier: store for store in (arena, *lower)}
+        self.ledger = Ledger({tier: store.capacity for tier, store in self._stores.items()})
+        stride = self.layout.part_stride
+        self._ring_region = backend.allocate(max(1, ring_slots) * stride)
+        self.ring: Ring = backend.ring(self._ring_region.address, max(1, ring_slots), stride)
+        self._transfers = TransferEngine(backend, self._stores, self.ring)
+        self._flying: list[Transfer] = []
+
+    def new_page(self, running: Sequence[Pages]) -> UnitId:
+        """Make an open page: a zero-filled device slot. What has to leave for it leaves.
+
+        Raises:
+            StorageError: nothing may leave, or it cannot be written down.
+        """
+        self.make_room(1, running)
+        unit = self.ledger.create(Tier.DEVICE)
+        slot = self.ledger.slot(unit, Tier.DEVICE)
+        self.arena.ensure(self.ledger.high_water(Tier.DEVICE))
+        self.arena.fill(slot)
+        return unit
+
+    def make_room(self, slots: int, running: Sequence[Pages]) -> None:
+        """Free device slots until `slots` are free, waiting for writes where it must."""
+        self.settle()
+        attempts = 0
+        while (short := slots - self.ledger.free(Tier.DEVICE)) > 0:
+            victims = choose_victims(short, self.ledger, self.policy, running)
+            if not victims:
+                raise StorageError("every page on the device is in use: raise kv_limit or lower max_num_seqs")
+            failed = [self._part(victim) for victim in victims].count(Answer.MISS)
+            attempts += failed
+            if attempts >= _WRITE_ATTEMPTS:
+                raise StorageError(
+                    "pages cannot be written to disk: check the disk below nvme_path, or set another"
+                )
+        self._sweep()
+
+    def seal(self, unit: UnitId) -> None:
+        """The page is full and committed; from now on it may have copies in every tier."""
+        self.ledger.seal(unit)
+        self.policy.insert(unit)
+
+    def write_behind(self, running: Sequence[Pages]) -> None:
+        """Start copying sealed pages that lie on the device alone to the next tier, at low priority."""
+        self.settle()
+        chosen = choose_write_behind(self.ledger, running)
+        self._start([self.ledger.begin(unit, Tier.DEVICE, tier) for unit, tier in chosen])
+
+    def promote(self, running: Sequence[Pages], keep_free: int = 0) -> None:
+        """Start bringing streamed pages back into free device slots."""
+        self.settle()
+        spare = self.ledger.free(Tier.DEVICE) - keep_free
+        if spare <= 0:
+            return
+        chosen = choose_promotions(spare, self.ledger, running)
+        self._sweep()
+        self._start([self.ledger.begin(unit, self.ledger.find(unit).tier, Tier.DEVICE) for unit in chosen])
+
+    def reserve(self, pages: int) -> None:
+        """Make sure that `pages` pages have space below the device; StorageError where they have not."""
+        disk = self._stores.get(Tier.DISK)
+        if disk is not None and disk.capacity:
+            beyond_host = max(0, pages - self.ledger.capacity(Tier.HOST))
+            disk.ensure(min(disk.capacity, beyond_host))
+
+    def settle(self) -> None:
+        """Enter what has landed or failed meanwhile into the ledger."""
+        if self._flying:
+            flying, self._flying = self._flying, []
+            for transfer in flying:
+                if transfer.poll() is Answer.IN_FLIGHT:
+                    self._flying.append(transfer)
+                else:
+                    self._end(transfer)
+            self._sweep()
+
+    def finish_transfers(self) -> None:
+        """Wait for every move in flight."""
+        flying, self._flying = self._flying, []
+        for transfer in flying:
+            transfer.wait()
+            self._end(transfer)
+        self._sweep()
+
+    def retain(self, units: Iterable[UnitId]) -> None:
+        """One more owner for each."""
+        for unit in units:
+            self.ledger.retain(unit)
+
+    def release(self, units: Iterable[UnitId]) -> None:
+        """One owner less for each; copies nobody needs any more go."""
+        for unit in units:
+            self.policy.remove(unit)
+            self.ledger.release(unit)
+        self._sweep()
+
+    def copy_page(self, source: UnitId, target: UnitId) -> None:
+        """Copy the bytes of one device page into another."""
+        addresses = self.addresses([source, target])
+        self.backend.reading(addresses[:1])
+        self.backend.writing(addresses[1:])
+        copy(int(addresses[1]), int(addresses[0]), self.layout.page_bytes)
+
+    def addresses(self, units: Sequence[UnitId]) -> NDArray[np.uint64]:
+        """Where the first part of each unit's device copy lies."""
+        return self.arena.addresses([self.ledger.slot(unit, Tier.DEVICE) for unit in units])
+
+    def program(self, units: Sequence[UnitId]) -> Program:
+        """Make the reads of all parts of units that have a copy below the device, layer by layer."""
+        found = [self.ledger.find(unit) for unit in units]
+        layers = np.arange(self.layout.layers)
+        return self._transfers.program([f.tier for f in found], [f.slot for f in found], layers)
+
+    def lose(self, unit: UnitId) -> None:
+        """The copy that was streamed is damaged: give it up."""
+        self.finish_transfers()
+        streamed = next((tier for tier in (Tier.HOST, Tier.DISK) if self.ledger.resident(unit, tier)), None)
+        if streamed is not None:
+            self.ledger.lose(unit, streamed)
+
+    def high_water_bytes(self, tier: Tier) -> int:
+        """Return the most bytes of pages a tier ever held."""
+        return self.ledger.high_water(tier) * self.layout.page_bytes
+
+    @property
+    def moved_bytes(self) -> dict[str, int]:
+        """Bytes landed since birth, by direction."""
+        return self._transfers.moved_bytes
+
+    def close(self) -> None:
+        """Stop all copies and give every byte back."""
+        self.backend.close()
+        for store in self._stores.values():
+            store.close()
+        self._ring_region.close()
+
+    def _part(self, victim: Victim) -> Answer:
+        """Let one page leave the device; HIT once it has left or its copy below is whole."""
+        if victim.parting is Parting.DROP:
+            self.ledger.drop(victim.unit, Tier.DEVICE)
+            return Answer.HIT
+        if victim.parting is Parting.DEMOTE:
+            self._demote(victim.unit)
+        for transfer in list(self._flying):
+            if any(move.unit == victim.unit for move in transfer.moves):
+                transfer.wait()
+                self._flying.remove(transfer)
+                self._end(transfer)
+        return Answer.HIT if self.ledger.droppable(victim.unit, Tier.DEVICE) else Answer.MISS
+
+    def _demote(self, unit: UnitId) -> None:
+        tier = next((tier for tier in (Tier.HOST, Tier.DISK) if self.ledger.free(tier)), None)
+        if tier is None:
+            raise StorageError("host and disk tiers are full: raise nvme_limit or host_memory")
+        self._start([self.ledger.begin(unit, Tier.DEVICE, tier)], urgent=True)
+
+    def _start(self, moves: list[Move], urgent: bool = False) -> None:
+        if not moves:
+            return
+        try:
+            self._flying.append(self._transfers.submit(moves, urgent))
+        except StorageError:
+            for move in moves:
+                self.ledger.fail(move)
+            raise
+
+    def _end(self, transfer: Transfer) -> None:
+        failed = set(transfer.failed)
+        for move in transfer.moves:
+            (self.ledger.fail if move in failed else self.ledger.land)(move)
+
+    def _sweep(self) -> None:
+        """Poison what was freed, before it can be taken again."""
+        freed = self.ledger.drain_freed()
+        if freed and self.arena.poison:
+            self.arena.freed(np.unique(freed))
