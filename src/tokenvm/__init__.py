@@ -1,3 +1,67 @@
-"""TokenVM: virtual memory for language-model inference."""
+"""TokenVM: virtual memory for language-model inference.
+
+Importing this package is cheap: torch is loaded when the first name that needs it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenvm.config import MemoryConfig
+    from tokenvm.errors import (
+        BuildError,
+        ConfigError,
+        LimitTooSmall,
+        ModelError,
+        RequestError,
+        StorageError,
+        TokenVMError,
+    )
+    from tokenvm.llm import LLM
+    from tokenvm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
+    from tokenvm.schedule.request import SamplingParams
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "BuildError",
+    "CompletionOutput",
+    "ConfigError",
+    "LimitTooSmall",
+    "Logprob",
+    "MemoryConfig",
+    "ModelError",
+    "RequestError",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "StorageError",
+    "StreamChunk",
+    "TokenVMError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'tokenvm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_home(name)), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted(__all__)
+
+
+def _home(name: str) -> str:
+    """Return the module that defines a public name."""
+    if name == "LLM":
+        return "tokenvm.llm"
+    if name == "MemoryConfig":
+        return "tokenvm.config"
+    if name == "SamplingParams":
+        return "tokenvm.schedule.request"
+    return "tokenvm.errors" if name.endswith(("Error", "TooSmall")) else "tokenvm.outputs"

@@ -1,0 +1,242 @@
+"""LLM: the offline interface. A script written for vLLM's moves over by changing an import."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tokenvm.clock import RealClock
+from tokenvm.collect import Collector
+from tokenvm.config import MemoryConfig, config_path, read_config_file, resolve
+from tokenvm.engine.engine import Engine, StepResult
+from tokenvm.engine.launch import Settings, build_engine
+from tokenvm.errors import RequestError
+from tokenvm.models.fetch import default_cache_dir, resolve_model
+from tokenvm.models.progress import Report, silent
+from tokenvm.models.weights.pack import LoadedModel, load_model
+from tokenvm.outputs import RequestOutput, StreamChunk
+from tokenvm.schedule.request import Request, SamplingParams
+from tokenvm.tokenizer import Tokenizer
+
+Prompt = str | Mapping[str, Any]
+Message = Mapping[str, Any]
+OnStep = Callable[[StepResult], None]
+
+
+class LLM:
+    """A model, its memory and its engine. One thread uses it; close it, or use it in a `with` block.
+
+    `model` is a built-in name ("smollm2"), a Hugging Face folder or a `.gguf` file. `memory` overrides the environment,
+    the configuration file and the defaults. `dtype` is "auto" (bfloat16), "bfloat16" or "float32". `threads` bounds the
+    compute threads.
+
+    Raises ModelError, ConfigError, LimitTooSmall or StorageError; each message says what to type.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        memory: MemoryConfig | None = None,
+        dtype: str = "auto",
+        tokenizer: str | Path | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        max_tokens_per_forward: int | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        progress: Report = silent,
+    ) -> None:
+        folder = resolve_model(str(model), progress=progress)
+        loaded = load_model(folder, dtype)
+        spoken = Tokenizer.from_folder(folder if tokenizer is None else Path(tokenizer))
+        settings = make_settings(
+            memory,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_tokens_per_forward=max_tokens_per_forward,
+            seed=seed,
+            threads=threads,
+        )
+        self._start(loaded, spoken, settings)
+
+    @classmethod
+    def from_loaded(cls, model: LoadedModel, tokenizer: Tokenizer, settings: Settings) -> Self:
+        """Make another LLM around weights that are already in memory; they are shared."""
+        llm = cls.__new__(cls)
+        llm._start(model, tokenizer, settings)
+        return llm
+
+    def _start(self, model: LoadedModel, tokenizer: Tokenizer, settings: Settings) -> None:
+        self.model = model
+        self.engine: Engine = build_engine(model, settings)
+        self._tokenizer = tokenizer
+        self._clock = RealClock()
+        self._requests = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete prompts, each a text or {"prompt_token_ids": [...]}; outputs come in the order of the prompts.
+
+        Raises:
+            RequestError: a prompt or a parameter is not possible; then none has run.
+        """
+        listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        each = self._params_for(listed, params)
+        collectors = self._add_all(
+            [self._request(prompt, one) for prompt, one in zip(listed, each, strict=True)]
+        )
+        self._drive(collectors, _bar(len(collectors), use_tqdm))
+        return [collector.output for collector in collectors.values()]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or each of several, through the model's chat template."""
+        talks: list[Any] = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        prompts: list[Prompt] = [
+            {"prompt_token_ids": self._tokenizer.apply_chat_template(talk)} for talk in talks
+        ]
+        return self.generate(prompts, params, use_tqdm=use_tqdm)
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, on_step: OnStep | None = None
+    ) -> Iterator[StreamChunk]:
+        """Complete one prompt, yielding text as it comes; ending the iteration early frees everything.
+
+        `on_step` hears of every step, also of those that only read the prompt.
+        """
+        collectors = self._add_all([self._request(prompt, params or SamplingParams())])
+        collector = next(iter(collectors.values()))
+        try:
+            while not collector.output.finished:
+                result = self._step(collectors)
+                if on_step is not None:
+                    on_step(result)
+                yield from collector.drain()
+        finally:
+            if not collector.output.finished:
+                self.engine.abort(collector.output.request_id)
+
+    def get_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer."""
+        return self._tokenizer
+
+    def stats(self) -> dict[str, Any]:
+        """Return tiers, moved bytes, streamed pages, overlap and hidden ratios as plain values."""
+        return self.engine.stats()
+
+    def close(self) -> None:
+        """Stop all copies and free every tier; what lay on disk is gone. Idempotent."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _params_for(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(
+                f"{len(prompts)} prompts and {len(params)} SamplingParams: give one, or one for each"
+            )
+        return list(params)
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> tuple[Request, str | None]:
+        text = prompt if isinstance(prompt, str) else prompt.get("prompt")
+        ids = None if isinstance(prompt, str) else prompt.get("prompt_token_ids")
+        if ids is None:
+            if not isinstance(text, str):
+                raise RequestError('a prompt is a text or {"prompt_token_ids": [...]}')
+            ids = self._tokenizer.encode(text)
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+            raise RequestError("prompt_token_ids holds something that is not a whole number")
+        name = f"request-{self._requests}"
+        self._requests += 1
+        return Request(name, tuple(ids), params, self._clock.now_s()), text
+
+    def _add_all(self, requests: Sequence[tuple[Request, str | None]]) -> dict[str, Collector]:
+        """Queue all requests, or none of them."""
+        collectors: dict[str, Collector] = {}
+        try:
+            for request, text in requests:
+                self.engine.add(request)
+                collectors[request.request_id] = Collector(request, text, self._tokenizer)
+        except BaseException:
+            self._abort(collectors)
+            raise
+        return collectors
+
+    def _drive(self, collectors: dict[str, Collector], advance: Callable[[int], None]) -> None:
+        """Step until every collector has finished; on Ctrl-C or an error all of them are aborted."""
+        try:
+            done = 0
+            while done < len(collectors):
+                self._step(collectors)
+                done = sum(collector.output.finished for collector in collectors.values())
+                advance(done)
+        except BaseException:
+            self._abort(collectors)
+            raise
+
+    def _step(self, collectors: Mapping[str, Collector]) -> StepResult:
+        result = self.engine.step()
+        now_s = self._clock.now_s()
+        for event in result.events:
+            collector = collectors.get(event.request_id)
+            if collector is not None and collector.hear(event, result.choices, now_s):
+                self.engine.stop(event.seq)
+        return result
+
+    def _abort(self, collectors: Mapping[str, Collector]) -> None:
+        for name in collectors:
+            self.engine.abort(name)
+
+
+def make_settings(memory: MemoryConfig | None = None, **numbers: Any) -> Settings:
+    """Combine `memory` with environment, configuration file and defaults; see `Settings` for the numbers."""
+    arguments = {} if memory is None else memory.chosen()
+    config = resolve(arguments, os.environ, read_config_file(config_path(os.environ))).config
+    path = config.nvme_path
+    folder = default_cache_dir(os.environ) / "kv" if path == "auto" else Path(path)
+    return Settings(config, folder, **numbers)
+
+
+def _bar(total: int, wanted: bool) -> Callable[[int], None]:
+    """Return what shows how many of `total` requests have finished: a bar on a terminal, else nothing."""
+    import sys
+
+    if not wanted or not sys.stderr.isatty():
+        return lambda done: None
+    from rich.console import Console
+    from rich.progress import Progress
+
+    progress = Progress(console=Console(stderr=True))
+    task = progress.add_task("Generating", total=total)
+    progress.start()
+
+    def advance(done: int) -> None:
+        progress.update(task, completed=done)
+        if done == total:
+            progress.stop()
+
+    return advance
