@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
@@ -95,6 +95,26 @@ class MemoryConfig(BaseModel):
     """Copy streams of a GPU; without one only 0 and auto are possible."""
     compression: str = "none"
     """Codec of pages outside the device."""
+
+    if TYPE_CHECKING:  # what is accepted is wider than what is kept
+
+        def __init__(
+            self,
+            *,
+            vram_limit: int | str = "auto",
+            kv_limit: int | str = "auto",
+            host_memory: int | str = "auto",
+            nvme_path: str | Path = "auto",
+            nvme_limit: int | str = "auto",
+            block_tokens: int | Auto = "auto",
+            page_size: int | str = "auto",
+            policy: str = "lru",
+            prefetch_strategy: str = "sequential",
+            prefetch_depth: int | Auto = "auto",
+            prefetch_ahead: int | Auto = "auto",
+            overlap_streams: int | Auto = "auto",
+            compression: str = "none",
+        ) -> None: ...
 
     @model_validator(mode="before")
     @classmethod

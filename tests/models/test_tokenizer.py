@@ -26,7 +26,7 @@ TEMPLATES = {
     "chatml": CHATML,
     "tojson": "{{ messages | tojson }}|{{ messages | tojson(indent=2) }}",
     "special tokens": "{{ bos_token }}{{ messages[0].content | trim }}{{ eos_token }}",
-    "loop controls": "{% for m in messages %}{{ m.role }}{% if loop.first %}{% break %}{% endif %}{% endfor %}",
+    "loop controls": "{% for m in messages %}{{ m.role }}{% if true %}{% break %}{% endif %}{% endfor %}",
     "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "blocks are trimmed": "  {% if true %}\n    x\n  {% endif %}\ny",
     "absent tools": "{{ tools is none }}{{ documents is none }}{{ custom is defined }}",
@@ -67,10 +67,16 @@ def test_special_tokens_are_hidden_unless_asked_for(tokenizer: Tokenizer) -> Non
     assert tokenizer.token_text(ids[0]) == "<|im_start|>"
 
 
-@pytest.mark.parametrize("ids", [[-1], [0, 10**6]])
-def test_unknown_ids_are_refused(ids: list[int], tokenizer: Tokenizer) -> None:
-    with pytest.raises(RequestError, match="there is no token"):
+@pytest.mark.parametrize("ids", [[-1], [0, 2**40], ["a"], [1.5]])
+def test_what_cannot_be_an_id_is_refused(ids: list[Any], tokenizer: Tokenizer) -> None:
+    with pytest.raises(RequestError, match="not token ids"):
         tokenizer.decode(ids)
+
+
+def test_ids_beyond_the_vocabulary_mean_no_text(tokenizer: Tokenizer) -> None:
+    hello = tokenizer.encode("hello")
+    assert tokenizer.decode([*hello, 10**6, *hello]) == "hellohello"
+    assert pushed(tokenizer, [*hello, 10**6, *hello], True) == ["hello", "", "hello", ""]
 
 
 @pytest.mark.parametrize("text", ["\ud800", b"bytes", None])
