@@ -3,8 +3,8 @@
     PYTHONPATH=src python benchmarks/disk.py --path ~/.cache/tokenvm --gigabytes 1
 
 Every figure is a full read of the same file in a shuffled order of extents, through the native pool, with
-direct I/O where the directory can do it. The last line streams it through the staging ring in parts of 12 KiB,
-each checksummed.
+direct I/O where the directory can do it. The last line streams it through the staging ring in checksummed
+parts of 12 KiB.
 """
 
 # ruff: noqa: T201 - it prints its findings
