@@ -20,6 +20,7 @@ struct PageJob {
   const std::int32_t* end;
   const void* keys;    // [head_dim/w][tokens][w]
   const void* values;  // [tokens/w][head_dim][w]
+  const void* ahead;   // the keys that are wanted next
   std::int64_t head_dim;
   std::int64_t tokens;
   float scale;
@@ -27,6 +28,18 @@ struct PageJob {
   float* acc;     // out, [rows][head_dim]; unspecified for a row that sees nothing
   float* peak;    // out, [rows]; -inf for a row that sees nothing
   float* mass;    // out, [rows]
+};
+
+// Folds what one page gave for some rows into their states; a row that saw nothing (peak -inf) keeps its state.
+struct FoldJob {
+  std::int64_t rows, head_dim;
+  const float* page_acc;  // [rows][head_dim]
+  const float* page_peak;
+  const float* page_mass;
+  const std::int64_t* place;  // row r's state is acc[place[r]][], peak[place[r]], mass[place[r]]
+  float* acc;
+  float* peak;
+  float* mass;
 };
 
 // The rows [row_begin, row_end) times the blocks of 16 outputs [block_begin, block_end) of a packed matrix.
@@ -52,9 +65,7 @@ struct Kernels {
 
   void (*attend_bf16)(const PageJob& job);
   void (*attend_fp32)(const PageJob& job);
-  // Folds what one page gave for one row into the row's state.
-  void (*fold)(const float* page_acc, float page_peak, float page_mass, std::int64_t head_dim, float* acc, float* peak,
-               float* mass);
+  void (*fold)(const FoldJob& job);
   // out = acc / mass + 0, fp32 or bf16.
   void (*finish)(const float* acc, float mass, std::int64_t head_dim, void* out, bool narrow);
 

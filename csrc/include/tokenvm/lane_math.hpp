@@ -6,23 +6,39 @@ namespace {
 
 constexpr float kMinusInfinity = -__builtin_inff();
 
-// exp(x), relative error below 2e-7. x <= -87.3 gives +0, x >= 88 gives exp(88). x = n ln2 + r with |r| <=
-// ln2/2; exp(r) is a minimax polynomial of degree 5 through exp(0) = 1, so that the peak of a softmax weighs
-// exactly 1.
-inline Lanes exp_lanes(Lanes x) {
+constexpr float kExpFloor = -87.3f;
+
+// x = n ln2 + r with |r| <= ln2/2; shifted holds n in its low bits.
+struct Reduced {
+  Lanes shifted, r;
+};
+
+inline Reduced reduce_exponent(Lanes x) {
   const Lanes magic = broadcast(0x1.8p23f);
-  x = min(x, broadcast(88.0f));
   const Lanes shifted = fma(x, broadcast(0x1.715476p0f), magic);
   const Lanes n = sub(shifted, magic);
-  Lanes r = fma(n, broadcast(-0x1.62e4p-1f), x);
-  r = fma(n, broadcast(-0x1.7f7d1cp-20f), r);
-  Lanes y = broadcast(float_of(0x3c07d3be));
-  y = fma(y, r, broadcast(float_of(0x3d2b9da5)));
-  y = fma(y, r, broadcast(float_of(0x3e2aad38)));
-  y = fma(y, r, broadcast(float_of(0x3efffee1)));
-  y = fma(y, r, broadcast(float_of(0x3f7ffffb)));
-  y = fma(y, r, broadcast(1.0f));
-  return keep_above(scale_exponent(y, shifted), x, -87.3f);
+  const Lanes r = fma(n, broadcast(-0x1.62e4p-1f), x);
+  return {shifted, fma(n, broadcast(-0x1.7f7d1cp-20f), r)};
+}
+
+// y = exp(r) for N vectors: a minimax polynomial of degree 5 through exp(0) = 1, so that the peak of a softmax weighs
+// exactly 1.
+template <int N>
+inline void exp_reduced(const Lanes (&r)[N], Lanes (&y)[N]) {
+  constexpr std::uint32_t kCoefficients[] = {0x3d2b9da5, 0x3e2aad38, 0x3efffee1, 0x3f7ffffb, 0x3f800000};
+  for (Lanes& lanes : y) lanes = broadcast(float_of(0x3c07d3be));
+  for (const std::uint32_t coefficient : kCoefficients)
+    for (int i = 0; i < N; ++i) y[i] = fma(y[i], r[i], broadcast(float_of(coefficient)));
+}
+
+// exp(x), relative error below 2e-7. x <= -87.3 gives +0, x >= 88 gives exp(88).
+inline Lanes exp_lanes(Lanes x) {
+  x = min(x, broadcast(88.0f));
+  const Reduced part = reduce_exponent(x);
+  const Lanes r[1] = {part.r};
+  Lanes y[1];
+  exp_reduced(r, y);
+  return keep_above(scale_exponent(y[0], part.shifted), x, kExpFloor);
 }
 
 inline float exp_one(float x) {
