@@ -25,7 +25,7 @@ from tokenvm.vocab import Tier
 
 BLOCK_TOKENS = 16
 VOCAB_SIZE = 97
-MAX_STEPS = 5000
+MAX_STEPS = 2000
 """More than any test takes: an engine that makes no progress fails instead of hanging."""
 
 
