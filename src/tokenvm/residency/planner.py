@@ -1,9 +1,10 @@
 """Who leaves the device, who comes back, what is written behind, what is streamed. Decides; never executes.
 
-Dense decode touches every page of a running sequence in every step, layer by layer: a cyclic scan, on which giving up
-the least recently used page never hits. So pages of running sequences leave newest first and come back oldest first:
-what is resident stays resident, step after step, and the rest is streamed. For equal pages in a cyclic scan of N with
-room for D that hits D of N times; Belady's optimum is (D - 1) / (N - 1) per lap.
+Dense decode touches every page of a running sequence in every step, layer by layer: a cyclic scan, on which
+giving up the least recently used page never hits. So pages of running sequences leave newest first and come
+back oldest first: what is resident stays resident, step after step, and the rest is streamed. For equal pages
+in a cyclic scan of N with room for D that hits D of N times, and nothing hits more often. Belady's optimum,
+which brings in every page it touches, hits (D - 1) of (N - 1) times: streaming is better.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Victim:
 def choose_victims(count: int, ledger: Ledger, policy: Policy, running: Sequence[Pages]) -> list[Victim]:
     """Choose at most `count` sealed, unpinned pages on the device.
 
-    First those of no running sequence, in the policy's order; then those of running ones, newest first, and among them
-    those that are free to drop before those whose copy below is not whole yet.
+    First those of no running sequence, in the policy's order; then those of running ones: those that are free
+    to drop before those whose copy below is not whole yet, and among equals the newest first.
     """
     needed = {unit for pages in running for unit in pages}
     chosen = policy.victims(count, lambda unit: unit not in needed and _may_leave(unit, ledger))
@@ -54,7 +55,7 @@ def choose_victims(count: int, ledger: Ledger, policy: Policy, running: Sequence
 
 
 def choose_promotions(spare_slots: int, ledger: Ledger, running: Sequence[Pages]) -> list[UnitId]:
-    """Choose streamed pages for `spare_slots` free device slots: the oldest of each sequence first, in turn."""
+    """Choose streamed pages for `spare_slots` free device slots: the oldest of each sequence, in turn."""
     wanted = (unit for unit in _oldest_first(running) if _may_come(unit, ledger))
     return list(islice(wanted, max(0, spare_slots)))
 
