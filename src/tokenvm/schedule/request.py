@@ -142,6 +142,11 @@ class Sequence:
         """How many known tokens still lack their KV; 1 while decoding."""
         return len(self.tokens) - self.computed
 
+    @property
+    def decoding(self) -> bool:
+        """Whether all but the last produced token have their KV. The last prompt token alone is still prefill."""
+        return self.pending == 1 and self.new_tokens > 0
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value

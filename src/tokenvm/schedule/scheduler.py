@@ -86,7 +86,7 @@ class Scheduler:
         self._admit()
         budget = self.limits.max_tokens_per_forward
         spans: list[Span] = []
-        for sequence in sorted(self._running.values(), key=lambda s: s.pending > 1):
+        for sequence in sorted(self._running.values(), key=lambda s: not s.decoding):
             count = min(sequence.pending, budget, self._chunk_tokens(sequence, spans))
             if count > 0:
                 spans.append(Span(sequence.seq, sequence.computed, count, count == sequence.pending))
