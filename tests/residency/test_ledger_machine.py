@@ -286,4 +286,4 @@ def test_laws_hold_after_every_step_of_random_lives() -> None:
     rare = ("lose the last copy", "land of a page nobody owns", "fail of a page nobody owns")
     moves = tuple(f"{verb} {tier.name}" for verb in ("begin to", "drop from") for tier in Tier)
     assert all(done[path] >= 20 for path in paths + moves), done
-    assert all(done[path] >= 10 for path in rare), done
+    assert all(done[path] >= 5 for path in rare), done

@@ -89,7 +89,7 @@ def situations(draw: st.DrawFn) -> tuple[Ledger, dict[UnitId, str], list[list[Un
     return ledger, units, running, idle
 
 
-examples = settings(max_examples=150, derandomize=True, deadline=None, database=None)
+examples = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 
 
 @examples
