@@ -143,6 +143,14 @@ def test_write_behind_fills_the_host_then_the_disk_each_page_once(
     assert choose_write_behind(ledger, running) == [] or len(dirty) > len(tiers)
 
 
+def test_write_behind_goes_to_the_host_then_to_the_disk_and_no_further() -> None:
+    ledger = Ledger({Tier.DEVICE: 6, Tier.HOST: 2, Tier.DISK: 3})
+    units = [page(ledger, "device only") for _ in range(6)]
+    running = [units[:2], units[2:]]
+    tiers = [Tier.HOST] * 2 + [Tier.DISK] * 3
+    assert choose_write_behind(ledger, running) == list(zip(units, tiers, strict=False))
+
+
 def test_two_sequences_with_one_prefix() -> None:
     ledger = roomy_ledger()
     head = page(ledger, "device and disk")
