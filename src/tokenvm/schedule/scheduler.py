@@ -97,11 +97,12 @@ class Scheduler:
     def commit(self, plan: Plan, tokens: Mapping[SeqId, int], lost: Mapping[SeqId, int]) -> list[Event]:
         """Advance by what was computed; sequences in `lost` fall back to that many tokens and take no new one."""
         events: list[Event] = []
+        for seq, valid in lost.items():
+            self._running[seq].computed = min(self._running[seq].computed, valid)
         for span in plan.spans:
-            sequence = self._running[span.seq]
             if span.seq in lost:
-                sequence.computed = min(sequence.computed, lost[span.seq])
                 continue
+            sequence = self._running[span.seq]
             sequence.computed = span.end
             if span.samples:
                 events += self._take(sequence, tokens[span.seq])
