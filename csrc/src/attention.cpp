@@ -22,7 +22,7 @@ struct Tile {
 
 // What a thread keeps between tasks.
 struct Workspace {
-  Scratch q, tiles, scores, acc, numbers, spans, page_acc, page_numbers;
+  Scratch q, tiles, scores, spans, places, page_acc, page_numbers;
 };
 
 Workspace& workspace() {
@@ -42,13 +42,17 @@ class Query {
     begin_ = space.spans.reserve<std::int32_t>(static_cast<std::size_t>(2 * padded));
     end_ = begin_ + padded;
     std::fill(begin_, begin_ + 2 * padded, 0);
-    for (std::int64_t r = 0; r < rows_; ++r) copy_row(r);
+    places_ = space.places.reserve<std::int64_t>(static_cast<std::size_t>(rows_));
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      places_[r] = (tile.row_begin + r / call.group()) * call.q_heads + tile.kv_head * call.group() + r % call.group();
+      copy_row(r);
+    }
     if (call.shape.narrow && table.wants_tiles && D % 32 == 0) lay_tiles(padded);
   }
 
   std::int64_t rows() const { return rows_; }
-  std::int64_t batch_row(std::int64_t r) const { return tile_.row_begin + r / call_.group(); }
-  std::int64_t head(std::int64_t r) const { return tile_.kv_head * call_.group() + r % call_.group(); }
+  // Where each row's (row, head) stands among all of the call.
+  const std::int64_t* places() const { return places_; }
 
   // Sets the visible span of every row in page `page` of the segment; false if no row sees anything.
   bool look_at(std::int64_t page) {
@@ -81,7 +85,7 @@ class Query {
   }
 
  private:
-  std::int64_t source(std::int64_t r) const { return (batch_row(r) * call_.q_heads + head(r)) * call_.shape.head_dim; }
+  std::int64_t source(std::int64_t r) const { return places_[r] * call_.shape.head_dim; }
 
   void copy_row(std::int64_t r) {
     const std::int64_t D = call_.shape.head_dim;
@@ -111,6 +115,7 @@ class Query {
   const Kernels& table_;
   const Tile tile_;
   const std::int64_t rows_;
+  std::int64_t* places_ = nullptr;
   float* q_ = nullptr;
   bf16* tiles_ = nullptr;
   float* scores_ = nullptr;
@@ -129,11 +134,8 @@ void walk(const AttendCall& call, const Kernels& table, const Tile& tile) {
   for (std::int64_t page = 0; page < call.segments[tile.segment].page_count; ++page) {
     if (!query.look_at(page)) continue;
     query.attend(page, page_acc, page_peak, page_mass);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const std::int64_t at = query.batch_row(r) * call.q_heads + query.head(r);
-      table.fold(page_acc + r * D, page_peak[r], page_mass[r], D, call.state.acc + at * D, call.state.peak + at,
-                 call.state.mass + at);
-    }
+    table.fold({rows, D, page_acc, page_peak, page_mass, query.places(), call.state.acc, call.state.peak,
+                call.state.mass});
   }
 }
 
@@ -168,8 +170,11 @@ class Scatter {
     mass_ = peak_ + rows_;
     const std::vector<Run> runs = cut_runs();
     parallel_for(runs.size(), [&](std::size_t task) { attend_run(runs[task]); });
-    parallel_for(static_cast<std::size_t>(call_.segment_count),
-                 [&](std::size_t task) { fold_segment(static_cast<std::int64_t>(task)); });
+    const std::int64_t kv_heads = call_.shape.kv_heads;
+    parallel_for(static_cast<std::size_t>(call_.segment_count * kv_heads), [&](std::size_t task) {
+      const std::int64_t t = static_cast<std::int64_t>(task);
+      fold_group(t / kv_heads, t % kv_heads);
+    });
   }
 
  private:
@@ -213,17 +218,14 @@ class Scatter {
     }
   }
 
-  void fold_segment(std::int64_t s) {
+  void fold_group(std::int64_t s, std::int64_t kv_head) {
     const Segment& segment = call_.segments[s];
-    const std::int64_t D = call_.shape.head_dim, group = call_.group();
-    for (std::int64_t page = 0; page < segment.page_count; ++page)
-      for (std::int64_t row = 0; row < segment.row_end - segment.row_begin; ++row)
-        for (std::int64_t head = 0; head < call_.q_heads; ++head) {
-          const std::int64_t from = partial(s, page, head / group) + row * group + head % group;
-          const std::int64_t to = (segment.row_begin + row) * call_.q_heads + head;
-          table_.fold(acc_ + from * D, peak_[from], mass_[from], D, call_.state.acc + to * D, call_.state.peak + to,
-                      call_.state.mass + to);
-        }
+    const Query query(call_, table_, {s, kv_head, segment.row_begin, segment.row_end});
+    for (std::int64_t page = 0; page < segment.page_count; ++page) {
+      const std::int64_t from = partial(s, page, kv_head), D = call_.shape.head_dim;
+      table_.fold({query.rows(), D, acc_ + from * D, peak_ + from, mass_ + from, query.places(), call_.state.acc,
+                   call_.state.peak, call_.state.mass});
+    }
   }
 
   const AttendCall& call_;

@@ -19,29 +19,75 @@ inline __mmask16 lanes_between(std::int64_t begin, std::int64_t end) {
   return static_cast<__mmask16>(below(end) & ~below(begin));
 }
 
-// The weights of one row over the tokens [first, last), multiples of 32, as bf16 into the row's place in tiles
-// [tokens/32][16][32]. The scale is positive, so scaling and rounding keep the order: the peak may be found before it.
-inline void softmax_tile_row(const PageJob& job, std::int64_t row, const float* dots, std::int64_t first,
-                             std::int64_t last, bf16* weights) {
-  const std::int64_t begin = job.begin[row], end = job.end[row];
-  __m512 high = _mm512_set1_ps(kMinusInfinity);
-  for (std::int64_t t = first; t < last; t += 16)
-    high = _mm512_mask_max_ps(high, lanes_between(begin - t, end - t), _mm512_loadu_ps(dots + t), high);
-  const float peak = begin < end ? _mm512_reduce_max_ps(high) * job.scale : kMinusInfinity;
-  const Lanes scale = broadcast(job.scale), shift = broadcast(begin < end ? peak : 0.0f);
+// exp_lanes for x <= 0, and +0 in the lanes that are not `visible`.
+inline __m512 exp_visible(__m512 x, __mmask16 visible) {
+  const Reduced part = reduce_exponent({x});
+  const __mmask16 kept = _mm512_mask_cmp_ps_mask(visible, x, _mm512_set1_ps(kExpFloor), _CMP_GT_OQ);
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(part.shifted.v), 23);
+  return _mm512_castsi512_ps(_mm512_maskz_add_epi32(kept, _mm512_castps_si512(exp_reduced(part.r).v), exponent));
+}
+
+inline __mmask16 seen_lanes(const PageJob& job, std::int64_t row, std::int64_t token) {
+  return lanes_between(job.begin[row] - token, job.end[row] - token);
+}
+
+// The row's peak over the tokens [first, last), multiples of 32. The scale is positive, so scaling and rounding keep the
+// order: the largest dot gives the largest score. Whole: the row sees all of [first, last).
+template <bool Whole>
+inline float peak_of(const PageJob& job, std::int64_t row, const float* dots, std::int64_t first, std::int64_t last) {
+  __m512 high = _mm512_set1_ps(kMinusInfinity), higher = high;
+  for (std::int64_t t = first; t < last; t += 32) {
+    const __m512 a = _mm512_loadu_ps(dots + t), b = _mm512_loadu_ps(dots + t + 16);
+    high = Whole ? _mm512_max_ps(a, high) : _mm512_mask_max_ps(high, seen_lanes(job, row, t), a, high);
+    higher = Whole ? _mm512_max_ps(b, higher) : _mm512_mask_max_ps(higher, seen_lanes(job, row, t + 16), b, higher);
+  }
+  return _mm512_reduce_max_ps(_mm512_max_ps(high, higher)) * job.scale;
+}
+
+// The row's weights as bf16 into its place in tiles [tokens/32][16][32]; returns the 16 partial sums of its mass.
+template <bool Whole>
+inline __m512 weigh(const PageJob& job, std::int64_t row, const float* dots, std::int64_t first, std::int64_t last,
+                    bf16* weights) {
+  const auto seen = [&](std::int64_t t) { return Whole ? __mmask16(0xffff) : seen_lanes(job, row, t); };
+  const __m512 scale = _mm512_set1_ps(job.scale), peak = _mm512_set1_ps(job.peak[row]);
   __m512 mass = _mm512_setzero_ps();
   for (std::int64_t t = first; t < last; t += 32, weights += kTile) {
-    const Lanes low = exp_lanes(sub(mul(load(dots + t), scale), shift));
-    const Lanes upper = exp_lanes(sub(mul(load(dots + t + 16), scale), shift));
-    const __m512 a = _mm512_maskz_mov_ps(lanes_between(begin - t, end - t), low.v);
-    const __m512 b = _mm512_maskz_mov_ps(lanes_between(begin - t - 16, end - t - 16), upper.v);
-    const __m512i p = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
+    const __m512 a = _mm512_sub_ps(_mm512_mul_ps(_mm512_loadu_ps(dots + t), scale), peak);
+    const __m512 b = _mm512_sub_ps(_mm512_mul_ps(_mm512_loadu_ps(dots + t + 16), scale), peak);
+    const __m512i p = (__m512i)_mm512_cvtne2ps_pbh(exp_visible(b, seen(t + 16)), exp_visible(a, seen(t)));
     _mm512_store_si512(weights, p);
     mass = _mm512_add_ps(mass, widen_half(_mm512_castsi512_si256(p)));
     mass = _mm512_add_ps(mass, widen_half(_mm512_extracti64x4_epi64(p, 1)));
   }
-  job.peak[row] = peak;
-  job.mass[row] = sum_lanes({mass});
+  return mass;
+}
+
+// The softmax of up to 32 rows over [first, last). Three loops over the rows, so that the chains of one row overlap those
+// of the next. Rows from `rows` on exist in the tiles only and get weight 0, like rows that see nothing.
+inline void softmax_tiles(const PageJob& job, std::int64_t row, std::int64_t rows, std::int64_t padded,
+                          const float* dots, Span span, bf16* weights) {
+  const std::int64_t T = job.tokens, next = T / 32 * kTile;
+  const auto blind = [&](std::int64_t r) { return r >= rows || job.begin[row + r] >= job.end[row + r]; };
+  const auto whole = [&](std::int64_t r) { return job.begin[row + r] <= span.begin && job.end[row + r] >= span.end; };
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const float* line = dots + r * T;
+    job.peak[row + r] = blind(r)   ? kMinusInfinity
+                        : whole(r) ? peak_of<true>(job, row + r, line, span.begin, span.end)
+                                   : peak_of<false>(job, row + r, line, span.begin, span.end);
+  }
+  __m512 mass[32];
+  for (std::int64_t r = 0; r < padded; ++r) {
+    bf16* target = weights + r / 16 * next + r % 16 * 32;
+    mass[r] = _mm512_setzero_ps();
+    if (blind(r))
+      for (std::int64_t t = span.begin; t < span.end; t += 32, target += kTile)
+        _mm512_store_si512(target, _mm512_setzero_si512());
+    else if (whole(r))
+      mass[r] = weigh<true>(job, row + r, dots + r * T, span.begin, span.end, target);
+    else
+      mass[r] = weigh<false>(job, row + r, dots + r * T, span.begin, span.end, target);
+  }
+  for (std::int64_t r = 0; r < rows; ++r) job.mass[row + r] = sum_lanes({mass[r]});
 }
 
 // Row tiles [tile, tile + M) of the job.
@@ -62,13 +108,7 @@ inline void attend_tiles(const PageJob& job, std::int64_t tile, bf16* weights) {
     multiply<M, 2>(q, keys, D / 32);
     store_tiles<M, 2>(scores + t, T, M * 16);
   }
-  for (std::int64_t r = 0; r < M * 16; ++r) {
-    bf16* row = weights + r / 16 * next + r % 16 * 32;
-    if (r < rows)
-      softmax_tile_row(job, first + r, scores + r * T, t0, t1, row);
-    else
-      for (std::int64_t t = t0; t < t1; t += 32, row += kTile) _mm512_store_si512(row, _mm512_setzero_si512());
-  }
+  softmax_tiles(job, first, rows, M * 16, scores, {t0, t1}, weights);
   const TileRun p{weights, kTile, 64, next};
   for (std::int64_t d = 0; d < D; d += 32) {
     const TileRun values{static_cast<const bf16*>(job.values) + t0 * D + 2 * d, 32 * D, 4 * D, 32};

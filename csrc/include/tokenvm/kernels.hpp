@@ -29,6 +29,18 @@ struct PageJob {
   float* mass;    // out, [rows]
 };
 
+// Folds what one page gave for some rows into their states; a row that saw nothing (peak -inf) keeps its state.
+struct FoldJob {
+  std::int64_t rows, head_dim;
+  const float* page_acc;  // [rows][head_dim]
+  const float* page_peak;
+  const float* page_mass;
+  const std::int64_t* place;  // row r's state is acc[place[r]][], peak[place[r]], mass[place[r]]
+  float* acc;
+  float* peak;
+  float* mass;
+};
+
 // The rows [row_begin, row_end) times the blocks of 16 outputs [block_begin, block_end) of a packed matrix.
 struct LinearJob {
   const void* rows;  // as `prepare_rows` left them (bf16), or fp32 [total_rows][columns]
@@ -52,9 +64,7 @@ struct Kernels {
 
   void (*attend_bf16)(const PageJob& job);
   void (*attend_fp32)(const PageJob& job);
-  // Folds what one page gave for one row into the row's state.
-  void (*fold)(const float* page_acc, float page_peak, float page_mass, std::int64_t head_dim, float* acc, float* peak,
-               float* mass);
+  void (*fold)(const FoldJob& job);
   // out = acc / mass + 0, fp32 or bf16.
   void (*finish)(const float* acc, float mass, std::int64_t head_dim, void* out, bool narrow);
 

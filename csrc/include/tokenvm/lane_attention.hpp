@@ -84,18 +84,43 @@ inline void attend_page(const PageJob& job) {
     attend_rows<Dot>(job, r, job.rows - r < kRowBlock ? job.rows - r : kRowBlock);
 }
 
-inline void fold(const float* page_acc, float page_peak, float page_mass, std::int64_t head_dim, float* acc,
-                 float* peak, float* mass) {
-  if (page_peak == kMinusInfinity) return;
-  const float next = *peak > page_peak ? *peak : page_peak;
-  const float a = exp_one(*peak - next), b = exp_one(page_peak - next);
-  const Lanes keep = broadcast(a), take = broadcast(b);
-  for (std::int64_t d = 0; d < head_dim; d += 16) {
-    const Lanes old = load_some(acc + d, head_dim - d), page = load_some(page_acc + d, head_dim - d);
-    store_some(acc + d, fma(page, take, mul(old, keep)), head_dim - d);
+// The scalars of up to 16 folds at once: what the old and the new accumulator weigh, and the new peak and mass.
+inline void fold_scalars(const FoldJob& job, std::int64_t first, std::int64_t rows, float* keep, float* take) {
+  float peak[16], mass[16];
+  for (std::int64_t r = 0; r < rows; ++r) {
+    peak[r] = job.peak[job.place[first + r]];
+    mass[r] = job.mass[job.place[first + r]];
   }
-  *mass = __builtin_fmaf(page_mass, b, *mass * a);
-  *peak = next;
+  const Lanes old = load_some(peak, rows), page = load_some(job.page_peak + first, rows);
+  const Lanes next = max(old, page);
+  const Lanes a = exp_lanes(sub(old, next)), b = exp_lanes(sub(page, next));
+  store(keep, a);
+  store(take, b);
+  store(peak, next);
+  store(mass, fma(load_some(job.page_mass + first, rows), b, mul(load_some(mass, rows), a)));
+  for (std::int64_t r = 0; r < rows; ++r) {
+    if (job.page_peak[first + r] == kMinusInfinity) continue;
+    job.peak[job.place[first + r]] = peak[r];
+    job.mass[job.place[first + r]] = mass[r];
+  }
+}
+
+inline void fold(const FoldJob& job) {
+  for (std::int64_t first = 0; first < job.rows; first += 16) {
+    const std::int64_t rows = job.rows - first < 16 ? job.rows - first : 16;
+    float keep[16], take[16];
+    fold_scalars(job, first, rows, keep, take);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (job.page_peak[first + r] == kMinusInfinity) continue;
+      const Lanes a = broadcast(keep[r]), b = broadcast(take[r]);
+      float* acc = job.acc + job.place[first + r] * job.head_dim;
+      const float* page = job.page_acc + (first + r) * job.head_dim;
+      for (std::int64_t d = 0; d < job.head_dim; d += 16) {
+        const std::int64_t left = job.head_dim - d;
+        store_some(acc + d, fma(load_some(page + d, left), b, mul(load_some(acc + d, left), a)), left);
+      }
+    }
+  }
 }
 
 inline void finish(const float* acc, float mass, std::int64_t head_dim, void* out, bool narrow) {

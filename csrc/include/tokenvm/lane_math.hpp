@@ -6,23 +6,36 @@ namespace {
 
 constexpr float kMinusInfinity = -__builtin_inff();
 
-// exp(x), relative error below 2e-7. x <= -87.3 gives +0, x >= 88 gives exp(88). x = n ln2 + r with |r| <=
-// ln2/2; exp(r) is a minimax polynomial of degree 5 through exp(0) = 1, so that the peak of a softmax weighs
-// exactly 1.
-inline Lanes exp_lanes(Lanes x) {
+constexpr float kExpFloor = -87.3f;
+
+// x = n ln2 + r with |r| <= ln2/2; shifted holds n in its low bits.
+struct Reduced {
+  Lanes shifted, r;
+};
+
+inline Reduced reduce_exponent(Lanes x) {
   const Lanes magic = broadcast(0x1.8p23f);
-  x = min(x, broadcast(88.0f));
   const Lanes shifted = fma(x, broadcast(0x1.715476p0f), magic);
   const Lanes n = sub(shifted, magic);
-  Lanes r = fma(n, broadcast(-0x1.62e4p-1f), x);
-  r = fma(n, broadcast(-0x1.7f7d1cp-20f), r);
+  const Lanes r = fma(n, broadcast(-0x1.62e4p-1f), x);
+  return {shifted, fma(n, broadcast(-0x1.7f7d1cp-20f), r)};
+}
+
+// exp(r), a minimax polynomial of degree 5 through exp(0) = 1, so that the peak of a softmax weighs exactly 1.
+inline Lanes exp_reduced(Lanes r) {
   Lanes y = broadcast(float_of(0x3c07d3be));
   y = fma(y, r, broadcast(float_of(0x3d2b9da5)));
   y = fma(y, r, broadcast(float_of(0x3e2aad38)));
   y = fma(y, r, broadcast(float_of(0x3efffee1)));
   y = fma(y, r, broadcast(float_of(0x3f7ffffb)));
-  y = fma(y, r, broadcast(1.0f));
-  return keep_above(scale_exponent(y, shifted), x, -87.3f);
+  return fma(y, r, broadcast(1.0f));
+}
+
+// exp(x), relative error below 2e-7. x <= -87.3 gives +0, x >= 88 gives exp(88).
+inline Lanes exp_lanes(Lanes x) {
+  x = min(x, broadcast(88.0f));
+  const Reduced part = reduce_exponent(x);
+  return keep_above(scale_exponent(exp_reduced(part.r), part.shifted), x, kExpFloor);
 }
 
 inline float exp_one(float x) {

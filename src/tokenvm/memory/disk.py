@@ -23,7 +23,7 @@ from tokenvm.vocab import Tier
 Direct = bool | Literal["auto"]
 
 LAYER_BYTES = 2 << 20
-"""A slab holds about this much of each layer unless told: twice the longest read, so that runs stay long."""
+"""A slab holds as many pages as fit this much of each layer, unless told: two of the longest reads."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger("tokenvm.memory")
@@ -59,7 +59,7 @@ class DiskStore:
         self.path = path
         self.layout = layout
         self.capacity = limit_bytes // layout.page_bytes
-        self.slab_pages = min(self.capacity, slab_pages or -(-LAYER_BYTES // layout.part_stride))
+        self.slab_pages = min(self.capacity, slab_pages or max(1, LAYER_BYTES // layout.part_stride))
         self.checksums = np.zeros((self.capacity, layout.layers), np.uint32)
         self._fds = np.full(-(-self.capacity // self.slab_pages), -1, np.int32)
         self._slabs = 0
