@@ -1,4 +1,4 @@
-"""Quick figures for the kernels on SmolLM2-135M's shapes: python benchmarks/kernels.py [--threads N] [--isa NAME].
+"""Quick figures for the kernels on SmolLM2-135M's shapes.
 
 Prints the best and the median of several rounds, and the memory bandwidth of a plain read in the same run.
 """
@@ -29,7 +29,9 @@ def timed(name: str, work: Callable[[], object], rounds: int, note: Callable[[fl
         work()
         seconds.append(time.perf_counter() - start)
     best = min(seconds)
-    print(f"{name:44} best {best * 1e3:8.2f} ms  median {statistics.median(seconds) * 1e3:8.2f} ms  {note(best)}")  # noqa: T201
+    print(
+        f"{name:44} best {best * 1e3:8.2f} ms  median {statistics.median(seconds) * 1e3:8.2f} ms  {note(best)}"
+    )  # noqa: T201
 
 
 def read_bandwidth() -> None:
@@ -63,7 +65,10 @@ def attention_layers(name: str, tokens: int, rows: int, layers: int, rounds: int
     geometry = paging.PartGeometry(KV_HEADS, HEAD_DIM, block_tokens, torch.bfloat16)
     pages = -(-tokens // block_tokens)
     arena = torch.randn(layers, pages, geometry.part_bytes // 2).bfloat16()
-    parts = arena.data_ptr() + np.arange(layers * pages, dtype=np.uint64).reshape(layers, pages) * geometry.part_bytes
+    parts = (
+        arena.data_ptr()
+        + np.arange(layers * pages, dtype=np.uint64).reshape(layers, pages) * geometry.part_bytes
+    )
     parts = np.ascontiguousarray(parts, dtype=np.uint64)
     q = torch.randn(rows, Q_HEADS, HEAD_DIM).bfloat16()
     positions = torch.arange(tokens - rows, tokens)

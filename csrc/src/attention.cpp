@@ -75,16 +75,21 @@ class Query {
   void attend(std::int64_t page, float* acc, float* peak, float* mass) const {
     const PartShape& shape = call_.shape;
     const std::int64_t index = call_.segments[tile_.segment].page_begin + page;
-    const char* part = reinterpret_cast<const char*>(static_cast<std::uintptr_t>(call_.parts[index]));
-    const char* keys = part + tile_.kv_head * shape.head_elements() * shape.itemsize();
+    const bool last = page + 1 == call_.segments[tile_.segment].page_count;
+    const char* keys = keys_of(index);
     const char* values = keys + shape.head_elements() / 2 * shape.itemsize();
     const PageJob job{.q = q_, .q_tiles = tiles_, .rows = rows_, .begin = begin_, .end = end_, .keys = keys,
-                      .values = values, .head_dim = shape.head_dim, .tokens = shape.tokens, .scale = call_.scale,
+                      .values = values, .ahead = keys_of(last ? index : index + 1), .head_dim = shape.head_dim, .tokens = shape.tokens, .scale = call_.scale,
                       .scores = scores_, .acc = acc, .peak = peak, .mass = mass};
     shape.narrow ? table_.attend_bf16(job) : table_.attend_fp32(job);
   }
 
  private:
+  const char* keys_of(std::int64_t index) const {
+    const char* part = reinterpret_cast<const char*>(static_cast<std::uintptr_t>(call_.parts[index]));
+    return part + tile_.kv_head * call_.shape.head_elements() * call_.shape.itemsize();
+  }
+
   std::int64_t source(std::int64_t r) const { return places_[r] * call_.shape.head_dim; }
 
   void copy_row(std::int64_t r) {

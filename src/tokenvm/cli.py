@@ -1,4 +1,4 @@
-"""The `tokenvm` command: thin; the work is in the rooms below. One line and exit code 2 for whatever the user can fix."""
+"""The `tokenvm` command: thin; the work is in the rooms below. What a user can fix is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tokenvm import __version__
-from tokenvm.config import MemoryConfig, Resolved, load_config_file, parse_size, resolve
+from tokenvm.config import Resolved, config_path, read_config_file, resolve
 from tokenvm.errors import ConfigError, TokenVMError
 
 app = typer.Typer(
@@ -185,7 +185,7 @@ def main() -> None:
     except TokenVMError as error:
         typer.echo(f"tokenvm: {error}", err=True)
         sys.exit(2)
-    except typer.TyperError as error:
+    except typer.TyperException as error:
         typer.echo(f"tokenvm: {error}", err=True)
         sys.exit(2)
 
@@ -193,7 +193,8 @@ def main() -> None:
 def _memory(**given: Any) -> Resolved:
     """Merge the command line with environment, file and defaults."""
     overrides = {name: str(value) for name, value in given.items() if value is not None}
-    return resolve(overrides, os.environ, load_config_file(os.environ))
+    path = config_path(os.environ)
+    return resolve({}, os.environ, read_config_file(path), command_line=overrides, file_name=str(path))
 
 
 def _fractions(text: str) -> list[float]:
@@ -223,6 +224,3 @@ def _set_up_logging(verbose: int, quiet: bool) -> None:
             )
         level = known[named]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-
-
-__all__ = ["MemoryConfig", "app", "main", "parse_size"]

@@ -83,7 +83,7 @@ class Collector:
         safe = len(text) if reason else len(text) - self._held_back(text)
         fresh = text[self._given : safe]
         if reason or fresh:
-            self._chunks.append(StreamChunk(fresh, token, reason))
+            self._chunks.append(StreamChunk(fresh, token, reason, self.output))
             self._given = max(self._given, safe)
 
     def _held_back(self, text: str) -> int:

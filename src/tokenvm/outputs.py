@@ -50,8 +50,9 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class StreamChunk:
-    """The text one more token adds (may be empty inside a character) and, at the end, why it ended."""
+    """The text one more token adds and, at the end, why it ended; `output` is the request's output so far."""
 
     text: str
     token_id: int
     finish_reason: str | None
+    output: RequestOutput

@@ -33,7 +33,7 @@ class Round:
 class Layout:
     """The pages of one step in the order they are attended; the same for every layer.
 
-    `bases` uint64 [P] are addresses of whole pages, 0 where `streamed` bool [P] says that the page is not on the device.
+    `bases` uint64 [P] are addresses of whole pages, 0 where `streamed` bool [P] says that a page is not on the device.
     """
 
     units: tuple[UnitId, ...]
@@ -117,7 +117,7 @@ def lay_out(spans: Sequence[Span], pages: Sequence[Sequence[UnitId]], vm: Memory
 class Stream:
     """Feeds layouts through the ring: this step's parts and, ahead of time, those of a next step just like it.
 
-    `ahead`: how many layers early parts are read, 0 for not before they are needed, None for as far as the ring reaches.
+    `ahead`: how many layers early parts are read, 0 for not before they are needed, None for as far as the ring goes.
     """
 
     def __init__(self, vm: MemoryManager, ahead: int | None = None) -> None:

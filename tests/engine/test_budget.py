@@ -4,7 +4,9 @@ from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import MAX_RING_BYTES, MIN_RING_PARTS, Needs, minimum_kv_bytes, plan_budget
 from tokenvm.errors import LimitTooSmall
 
-NEEDS = Needs(page_bytes=30 * 4096, part_bytes=4096, weight_bytes=1 << 20, workspace_bytes=1 << 19, wanted_pages=64)
+NEEDS = Needs(
+    page_bytes=30 * 4096, part_bytes=4096, weight_bytes=1 << 20, workspace_bytes=1 << 19, wanted_pages=64
+)
 FREE, DISK = 1 << 34, 1 << 36
 
 

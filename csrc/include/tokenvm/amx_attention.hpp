@@ -19,12 +19,22 @@ inline __mmask16 lanes_between(std::int64_t begin, std::int64_t end) {
   return static_cast<__mmask16>(below(end) & ~below(begin));
 }
 
-// exp_lanes for x <= 0, and +0 in the lanes that are not `visible`.
-inline __m512 exp_visible(__m512 x, __mmask16 visible) {
-  const Reduced part = reduce_exponent({x});
-  const __mmask16 kept = _mm512_mask_cmp_ps_mask(visible, x, _mm512_set1_ps(kExpFloor), _CMP_GT_OQ);
-  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(part.shifted.v), 23);
-  return _mm512_castsi512_ps(_mm512_maskz_add_epi32(kept, _mm512_castps_si512(exp_reduced(part.r).v), exponent));
+// exp_lanes of N vectors that are <= 0, and +0 in the lanes that are not `visible`. Step by step over all vectors, so
+// that neighbouring instructions do not wait for one another.
+template <int N>
+inline void exp_visible(Lanes (&x)[N], const __mmask16 (&visible)[N]) {
+  Lanes r[N], y[N];
+  __m512i exponent[N];
+  __mmask16 kept[N];
+  for (int i = 0; i < N; ++i) {
+    const Reduced part = reduce_exponent(x[i]);
+    r[i] = part.r;
+    exponent[i] = _mm512_slli_epi32(_mm512_castps_si512(part.shifted.v), 23);
+    kept[i] = _mm512_mask_cmp_ps_mask(visible[i], x[i].v, _mm512_set1_ps(kExpFloor), _CMP_GT_OQ);
+  }
+  exp_reduced(r, y);
+  for (int i = 0; i < N; ++i)
+    x[i].v = _mm512_castsi512_ps(_mm512_maskz_add_epi32(kept[i], _mm512_castps_si512(y[i].v), exponent[i]));
 }
 
 inline __mmask16 seen_lanes(const PageJob& job, std::int64_t row, std::int64_t token) {
@@ -44,21 +54,33 @@ inline float peak_of(const PageJob& job, std::int64_t row, const float* dots, st
   return _mm512_reduce_max_ps(_mm512_max_ps(high, higher)) * job.scale;
 }
 
-// The row's weights as bf16 into its place in tiles [tokens/32][16][32]; returns the 16 partial sums of its mass.
-template <bool Whole>
-inline __m512 weigh(const PageJob& job, std::int64_t row, const float* dots, std::int64_t first, std::int64_t last,
-                    bf16* weights) {
-  const auto seen = [&](std::int64_t t) { return Whole ? __mmask16(0xffff) : seen_lanes(job, row, t); };
-  const __m512 scale = _mm512_set1_ps(job.scale), peak = _mm512_set1_ps(job.peak[row]);
-  __m512 mass = _mm512_setzero_ps();
-  for (std::int64_t t = first; t < last; t += 32, weights += kTile) {
-    const __m512 a = _mm512_sub_ps(_mm512_mul_ps(_mm512_loadu_ps(dots + t), scale), peak);
-    const __m512 b = _mm512_sub_ps(_mm512_mul_ps(_mm512_loadu_ps(dots + t + 16), scale), peak);
-    const __m512i p = (__m512i)_mm512_cvtne2ps_pbh(exp_visible(b, seen(t + 16)), exp_visible(a, seen(t)));
-    _mm512_store_si512(weights, p);
+// The weights of 16 N tokens from `token` on, as bf16 into N/2 tiles; adds them to the partial sums of the mass.
+template <bool Whole, int N>
+inline void weigh_some(const PageJob& job, std::int64_t row, const float* dots, std::int64_t token, __m512& mass,
+                       bf16* weights) {
+  const Lanes scale = broadcast(job.scale), peak = broadcast(job.peak[row]);
+  Lanes x[N];
+  __mmask16 visible[N];
+  for (int i = 0; i < N; ++i) {
+    x[i] = sub(mul(load(dots + token + 16 * i), scale), peak);
+    visible[i] = Whole ? __mmask16(0xffff) : seen_lanes(job, row, token + 16 * i);
+  }
+  exp_visible(x, visible);
+  for (int i = 0; i < N; i += 2) {
+    const __m512i p = (__m512i)_mm512_cvtne2ps_pbh(x[i + 1].v, x[i].v);
+    _mm512_store_si512(weights + i / 2 * kTile, p);
     mass = _mm512_add_ps(mass, widen_half(_mm512_castsi512_si256(p)));
     mass = _mm512_add_ps(mass, widen_half(_mm512_extracti64x4_epi64(p, 1)));
   }
+}
+
+// The row's weights into its place in tiles [tokens/32][16][32]; returns the 16 partial sums of its mass.
+template <bool Whole>
+inline __m512 weigh(const PageJob& job, std::int64_t row, const float* dots, Span span, bf16* weights) {
+  __m512 mass = _mm512_setzero_ps();
+  std::int64_t t = span.begin;
+  for (; t + 64 <= span.end; t += 64, weights += 2 * kTile) weigh_some<Whole, 4>(job, row, dots, t, mass, weights);
+  if (t < span.end) weigh_some<Whole, 2>(job, row, dots, t, mass, weights);
   return mass;
 }
 
@@ -83,9 +105,9 @@ inline void softmax_tiles(const PageJob& job, std::int64_t row, std::int64_t row
       for (std::int64_t t = span.begin; t < span.end; t += 32, target += kTile)
         _mm512_store_si512(target, _mm512_setzero_si512());
     else if (whole(r))
-      mass[r] = weigh<true>(job, row + r, dots + r * T, span.begin, span.end, target);
+      mass[r] = weigh<true>(job, row + r, dots + r * T, span, target);
     else
-      mass[r] = weigh<false>(job, row + r, dots + r * T, span.begin, span.end, target);
+      mass[r] = weigh<false>(job, row + r, dots + r * T, span, target);
   }
   for (std::int64_t r = 0; r < rows; ++r) job.mass[row + r] = sum_lanes({mass[r]});
 }

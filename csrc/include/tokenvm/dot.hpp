@@ -11,6 +11,7 @@ struct Weights {
   const void* data;
   std::int64_t step;          // from pair p to p + 1 (bf16), from k to k + 1 (fp32)
   std::int64_t block_stride;  // from 16 outputs to the next 16
+  const void* ahead;          // what to bring near meanwhile: as many bytes as are read here
 };
 
 struct Rows {
@@ -39,6 +40,7 @@ struct DotBf16 {
   template <int R, int B>
   static void block(Rows x, Weights w, std::int64_t k0, std::int64_t k1, Outputs out) {
     const bf16* base = static_cast<const bf16*>(w.data);
+    const char* ahead = static_cast<const char*>(w.ahead) + k0 / 2 * 64 * B;
     Lanes acc[R][B];
     for (auto& row : acc)
       for (auto& lanes : row) lanes = zero_lanes();
@@ -49,6 +51,7 @@ struct DotBf16 {
       const std::int64_t stop = k + 32 < k1 ? k + 32 : k1;
       for (std::int64_t kk = k; kk < stop; kk += 2) {
         Lanes weven[B], wodd[B];
+        for (int b = 0; b < B; ++b, ahead += 64) __builtin_prefetch(ahead);
         for (int b = 0; b < B; ++b) load_pairs(base + kk / 2 * w.step + b * w.block_stride, weven[b], wodd[b]);
         for (int r = 0; r < R; ++r) {
           const Lanes xeven = broadcast(x.data[r * x.stride + kk]), xodd = broadcast(x.data[r * x.stride + kk + 1]);
@@ -87,11 +90,13 @@ struct DotFp32 {
   template <int R, int B>
   static void block(Rows x, Weights w, std::int64_t k0, std::int64_t k1, Outputs out) {
     const float* base = static_cast<const float*>(w.data);
+    const char* ahead = static_cast<const char*>(w.ahead) + k0 * 64 * B;
     Lanes acc[R][B];
     for (auto& row : acc)
       for (auto& lanes : row) lanes = zero_lanes();
     for (std::int64_t k = k0; k < k1; ++k) {
       Lanes weight[B];
+      for (int b = 0; b < B; ++b, ahead += 64) __builtin_prefetch(ahead);
       for (int b = 0; b < B; ++b) weight[b] = load(base + k * w.step + b * w.block_stride);
       for (int r = 0; r < R; ++r) {
         const Lanes value = broadcast(x.data[r * x.stride + k]);
@@ -123,15 +128,15 @@ inline void dot_rows(std::int64_t rows, Rows x, Weights w, std::int64_t k0, std:
 template <class Dot>
 inline void dot(std::int64_t rows, Rows x, Weights w, std::int64_t k0, std::int64_t k1, Outputs out) {
   const auto* base = static_cast<const typename Dot::Weight*>(w.data);
+  const auto part = [&](std::int64_t n) {
+    const std::int64_t block = n / 16, bytes = block * 64 * ceil_to(k1, Dot::kGranule) / Dot::kGranule;
+    return Weights{base + block * w.block_stride, w.step, w.block_stride, static_cast<const char*>(w.ahead) + bytes};
+  };
   std::int64_t n = 0;
-  for (; n + 16 * (kColumnBlock - 1) < out.columns; n += 16 * kColumnBlock) {
-    const Weights part{base + n / 16 * w.block_stride, w.step, w.block_stride};
-    dot_rows<Dot, kColumnBlock>(rows, x, part, k0, k1, {out.data + n, out.stride, out.columns - n});
-  }
-  for (; n < out.columns; n += 16) {
-    const Weights part{base + n / 16 * w.block_stride, w.step, w.block_stride};
-    dot_rows<Dot, 1>(rows, x, part, k0, k1, {out.data + n, out.stride, out.columns - n});
-  }
+  for (; n + 16 * (kColumnBlock - 1) < out.columns; n += 16 * kColumnBlock)
+    dot_rows<Dot, kColumnBlock>(rows, x, part(n), k0, k1, {out.data + n, out.stride, out.columns - n});
+  for (; n < out.columns; n += 16)
+    dot_rows<Dot, 1>(rows, x, part(n), k0, k1, {out.data + n, out.stride, out.columns - n});
 }
 
 }  // namespace

@@ -20,6 +20,7 @@ struct PageJob {
   const std::int32_t* end;
   const void* keys;    // [head_dim/w][tokens][w]
   const void* values;  // [tokens/w][head_dim][w]
+  const void* ahead;   // the keys that are wanted next
   std::int64_t head_dim;
   std::int64_t tokens;
   float scale;

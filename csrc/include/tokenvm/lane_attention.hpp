@@ -48,12 +48,12 @@ inline void softmax_row(const PageJob& job, std::int64_t row, float* scores, std
 // Dots of rows with all columns of a part; a head_dim that is no multiple of 16 leaves single columns at the
 // end.
 template <class Dot>
-inline void dot_columns(std::int64_t rows, Rows x, const void* data, std::int64_t width, std::int64_t k0,
-                        std::int64_t k1, Outputs out) {
+inline void dot_columns(std::int64_t rows, Rows x, const void* data, const void* ahead, std::int64_t width,
+                        std::int64_t k0, std::int64_t k1, Outputs out) {
   constexpr std::int64_t w = Dot::kGranule;
   const auto* base = static_cast<const typename Dot::Weight*>(data);
   const std::int64_t whole = floor_to(out.columns, 16);
-  dot<Dot>(rows, x, {base, width * w, 16 * w}, k0, k1, {out.data, out.stride, whole});
+  dot<Dot>(rows, x, {base, width * w, 16 * w, ahead}, k0, k1, {out.data, out.stride, whole});
   for (std::int64_t r = 0; r < rows; ++r)
     for (std::int64_t n = whole; n < out.columns; ++n)
       out.data[r * out.stride + n] = Dot::one(x.data + r * x.stride, base + n * w, width * w, k0, k1);
@@ -70,11 +70,11 @@ inline void attend_rows(const PageJob& job, std::int64_t first, std::int64_t row
   const std::int64_t t0 = floor_to(span.begin, 32), t1 = ceil_to(span.end, 16);
   float* scores = job.scores + first * job.tokens;
   const auto* keys = static_cast<const typename Dot::Weight*>(job.keys) + t0 * Dot::kGranule;
-  dot_columns<Dot>(rows, {job.q + first * job.head_dim, job.head_dim}, keys, job.tokens, 0, job.head_dim,
-                   {scores + t0, job.tokens, t1 - t0});
+  dot_columns<Dot>(rows, {job.q + first * job.head_dim, job.head_dim}, keys, first == 0 ? job.values : keys,
+                   job.tokens, 0, job.head_dim, {scores + t0, job.tokens, t1 - t0});
   for (std::int64_t r = 0; r < rows; ++r)
     softmax_row<narrow>(job, first + r, scores + r * job.tokens, t0, t1);
-  dot_columns<Dot>(rows, {scores, job.tokens}, job.values, job.head_dim, t0, t1,
+  dot_columns<Dot>(rows, {scores, job.tokens}, job.values, first == 0 ? job.ahead : job.values, job.head_dim, t0, t1,
                    {job.acc + first * job.head_dim, job.head_dim, job.head_dim});
 }
 

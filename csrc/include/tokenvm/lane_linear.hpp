@@ -18,6 +18,8 @@ inline void widen_rows(const bf16* x, std::int64_t columns, std::int64_t row_beg
   }
 }
 
+constexpr std::int64_t kAhead = 64;  // steps between a weight and what is fetched meanwhile
+
 template <class Dot>
 inline void linear_rows(const LinearJob& job, std::int64_t stride, std::int64_t step) {
   using Weight = typename Dot::Weight;
@@ -26,7 +28,8 @@ inline void linear_rows(const LinearJob& job, std::int64_t stride, std::int64_t 
     const std::int64_t rows = job.row_end - r < kRowBlock ? job.row_end - r : kRowBlock;
     const std::int64_t first = job.block_begin * 16;
     const std::int64_t last = job.block_end * 16 < job.outputs ? job.block_end * 16 : job.outputs;
-    const Weights weights{static_cast<const Weight*>(job.weight) + job.block_begin * block_stride, step, block_stride};
+    const Weight* weight = static_cast<const Weight*>(job.weight) + job.block_begin * block_stride;
+    const Weights weights{weight, step, block_stride, weight + kAhead * step};
     dot<Dot>(rows, {static_cast<const float*>(job.rows) + r * stride, stride}, weights, 0, stride,
              {job.out + r * job.outputs + first, job.outputs, last - first});
   }

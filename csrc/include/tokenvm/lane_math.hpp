@@ -21,21 +21,24 @@ inline Reduced reduce_exponent(Lanes x) {
   return {shifted, fma(n, broadcast(-0x1.7f7d1cp-20f), r)};
 }
 
-// exp(r), a minimax polynomial of degree 5 through exp(0) = 1, so that the peak of a softmax weighs exactly 1.
-inline Lanes exp_reduced(Lanes r) {
-  Lanes y = broadcast(float_of(0x3c07d3be));
-  y = fma(y, r, broadcast(float_of(0x3d2b9da5)));
-  y = fma(y, r, broadcast(float_of(0x3e2aad38)));
-  y = fma(y, r, broadcast(float_of(0x3efffee1)));
-  y = fma(y, r, broadcast(float_of(0x3f7ffffb)));
-  return fma(y, r, broadcast(1.0f));
+// y = exp(r) for N vectors: a minimax polynomial of degree 5 through exp(0) = 1, so that the peak of a softmax weighs
+// exactly 1.
+template <int N>
+inline void exp_reduced(const Lanes (&r)[N], Lanes (&y)[N]) {
+  constexpr std::uint32_t kCoefficients[] = {0x3d2b9da5, 0x3e2aad38, 0x3efffee1, 0x3f7ffffb, 0x3f800000};
+  for (Lanes& lanes : y) lanes = broadcast(float_of(0x3c07d3be));
+  for (const std::uint32_t coefficient : kCoefficients)
+    for (int i = 0; i < N; ++i) y[i] = fma(y[i], r[i], broadcast(float_of(coefficient)));
 }
 
 // exp(x), relative error below 2e-7. x <= -87.3 gives +0, x >= 88 gives exp(88).
 inline Lanes exp_lanes(Lanes x) {
   x = min(x, broadcast(88.0f));
   const Reduced part = reduce_exponent(x);
-  return keep_above(scale_exponent(exp_reduced(part.r), part.shifted), x, kExpFloor);
+  const Lanes r[1] = {part.r};
+  Lanes y[1];
+  exp_reduced(r, y);
+  return keep_above(scale_exponent(y[0], part.shifted), x, kExpFloor);
 }
 
 inline float exp_one(float x) {

@@ -49,6 +49,13 @@ class Settings:
     poison: bool = False
 
 
+def needs_of(model: LoadedModel, settings: Settings) -> tuple[Needs, PartGeometry]:
+    """Return what the model asks for in bytes under these settings, and the geometry of its pages."""
+    geometry = _geometry(model, settings.memory)
+    layout = PageLayout(model.spec.layers, geometry.part_bytes)
+    return _needs(model, layout, _whole_limits(model, settings), geometry), geometry
+
+
 def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend | None = None) -> Engine:
     """Make an engine for a loaded model.
 

@@ -36,11 +36,13 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where the fastest whole copy of a unit lies. HIT; IN_FLIGHT if the only copy is arriving; MISS if lost."""
+    """Where the fastest whole copy of a unit lies. HIT; IN_FLIGHT if the only copy is arriving; MISS if lost:
+    then tier and slot mean nothing.
+    """
 
     answer: Answer
-    tier: Tier = Tier.DISK
-    slot: SlotId = SlotId(0)
+    tier: Tier
+    slot: SlotId
 
 
 class Ledger:
@@ -143,7 +145,7 @@ class Ledger:
         for tier in Tier:
             if tier in copies and not copies[tier].arriving:
                 return Found(Answer.HIT, tier, copies[tier].slot)
-        return Found(Answer.IN_FLIGHT if copies else Answer.MISS)
+        return Found(Answer.IN_FLIGHT if copies else Answer.MISS, Tier.DISK, SlotId(0))
 
     def resident(self, unit: UnitId, tier: Tier) -> bool:
         """Whether a whole copy lies in `tier`."""
