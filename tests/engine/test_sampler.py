@@ -60,4 +60,4 @@ def test_logprobs_are_those_of_the_model_before_temperature_and_cuts():
     expected = np.log(softmax(LOGITS.astype(np.float64)))
     assert choice.logprob == pytest.approx(expected[choice.token], abs=1e-12)
     assert [token for token, _ in choice.best] == np.argsort(-LOGITS)[:4].tolist()
-    assert choice.rank == 1 + int((LOGITS > LOGITS[choice.token]).sum())
+    assert choice.rank == 1 + int((LOGITS[choice.token] < LOGITS).sum())

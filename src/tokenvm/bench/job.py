@@ -115,7 +115,7 @@ def run_job(
     first = _run("limited", loaded, tokenizer, limited, ids, params, screen)
     second = None
     if compare:
-        second = _run("unlimited", loaded, tokenizer, _unlimited(settings), ids, params, screen)
+        second = _run("unlimited", loaded, tokenizer, unlimited(settings), ids, params, screen)
     return screen.card(_card(job, ids, needed, allowed, first, second))
 
 
@@ -130,15 +130,17 @@ def kv_bytes(model: LoadedModel, settings: Settings, tokens: int, fraction: floa
 
 
 def _limited(settings: Settings, allowed: int) -> Settings:
-    return _with(settings, settings.memory.model_copy(update={"kv_limit": allowed}))
+    return with_memory(settings, settings.memory.model_copy(update={"kv_limit": allowed}))
 
 
-def _unlimited(settings: Settings) -> Settings:
+def unlimited(settings: Settings) -> Settings:
+    """Return the same settings without any limit, and without tiers below the device."""
     update = {"kv_limit": "auto", "vram_limit": "auto", "nvme_limit": 0, "host_memory": 0}
-    return _with(settings, settings.memory.model_copy(update=update))
+    return with_memory(settings, settings.memory.model_copy(update=update))
 
 
-def _with(settings: Settings, memory: MemoryConfig) -> Settings:
+def with_memory(settings: Settings, memory: MemoryConfig) -> Settings:
+    """Return the same settings with other memory limits."""
     return Settings(
         memory,
         settings.disk_path,

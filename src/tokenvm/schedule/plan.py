@@ -24,7 +24,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step. `spills`: running sequences may need more pages than the device has, so full ones are written behind."""
+    """One step. `spills`: running sequences may need more pages than the device has, so sealed ones are written."""
 
     spans: tuple[Span, ...]
     spills: bool = False
