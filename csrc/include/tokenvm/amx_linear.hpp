@@ -8,7 +8,8 @@ namespace tokenvm {
 namespace {
 
 // Rows as tiles [rows/16][columns/32][16][32], zeros where there is no row or column.
-inline void tile_rows(const bf16* x, std::int64_t columns, std::int64_t row_begin, std::int64_t row_end, void* rows) {
+inline void tile_rows(const bf16* x, std::int64_t columns, std::int64_t row_begin, std::int64_t row_end,
+                      void* rows) {
   const std::int64_t padded = ceil_to(columns, 32);
   for (std::int64_t r = row_begin; r < ceil_to(row_end, 16); ++r) {
     bf16* target = static_cast<bf16*>(rows) + r / 16 * 16 * padded + r % 16 * 32;
