@@ -43,11 +43,11 @@ inline void tile_linear(const LinearJob& job) {
   std::int64_t n = job.block_begin;
   if (last - first == 1)
     for (; n + 4 <= job.block_end; n += 4) linear_block<1, 4>(job, first, n);
-  for (; n < job.block_end; n += 2) {
-    const bool pair = n + 2 <= job.block_end;
-    std::int64_t m = first;
-    for (; m + 2 <= last; m += 2) pair ? linear_block<2, 2>(job, m, n) : linear_block<2, 1>(job, m, n);
-    if (m < last) pair ? linear_block<1, 2>(job, m, n) : linear_block<1, 1>(job, m, n);
+  const std::int64_t start = n;
+  for (std::int64_t m = first; m < last; m += 2) {
+    const bool rows = m + 2 <= last;
+    for (n = start; n + 2 <= job.block_end; n += 2) rows ? linear_block<2, 2>(job, m, n) : linear_block<1, 2>(job, m, n);
+    if (n < job.block_end) rows ? linear_block<2, 1>(job, m, n) : linear_block<1, 1>(job, m, n);
   }
 }
 
