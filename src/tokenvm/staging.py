@@ -71,7 +71,10 @@ class _Draft:
         if streamed and self.streamed - self.waited >= self.limit:
             self.close_round()
         last = self.segments[-1] if self.segments else None
-        if last and last[:2] == rows and self.first_pages[-1] + last[3] == index:
+        if last and last[:2] == rows and self.first_pages[-1] + last[3] != index:
+            self.close_round()  # a row stands in one segment of a round
+            last = None
+        if last and last[:2] == rows:
             self.segments[-1] = (*rows, last[2], last[3] + 1)
         else:
             self.segments.append((*rows, self.count, 1))
