@@ -172,6 +172,10 @@ class Ledger:
         """Whether the unit's bytes are final."""
         return self._units[unit].sealed
 
+    def lost(self, unit: UnitId) -> bool:
+        """Whether the unit's last copy was given up as damaged."""
+        return self._units[unit].lost
+
     def pinned(self, unit: UnitId) -> bool:
         """Whether the unit's device copy is held in place."""
         return self._units[unit].pins > 0

@@ -1,0 +1,1 @@
+"""Where TokenVM meets other libraries; each is imported only when it is used."""

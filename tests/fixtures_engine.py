@@ -1,0 +1,218 @@
+"""A tiny random Llama in memory, engines around it with a few pages of device, and what they say, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tokenvm.config import MemoryConfig
+from tokenvm.engine.budget import MIN_RING_PARTS, RING_SHARE, Needs, plan_budget
+from tokenvm.engine.engine import Engine
+from tokenvm.engine.launch import Settings, build_engine
+from tokenvm.kernels.linear import PackedMatrix, pack
+from tokenvm.memory.backend import DeviceBackend
+from tokenvm.models.context import EndWeights, LayerWeights
+from tokenvm.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
+from tokenvm.models.weights.pack import LoadedModel, ModelWeights
+from tokenvm.schedule.plan import FinishedEvent, Plan
+from tokenvm.schedule.request import Request, SamplingParams
+from tokenvm.vocab import Tier
+
+BLOCK_TOKENS = 16
+VOCAB_SIZE = 97
+MAX_STEPS = 5000
+"""More than any test takes: an engine that makes no progress fails instead of hanging."""
+
+
+def tiny_spec(layers: int = 3) -> ModelSpec:
+    """Two query heads to each key head, heads of 32, pages of 16 tokens and 4 KiB parts (bf16)."""
+    return ModelSpec(
+        architecture="LlamaForCausalLM",
+        layers=layers,
+        hidden=64,
+        vocab_size=VOCAB_SIZE,
+        max_model_len=512,
+        attention=AttentionSpec(q_heads=4, kv_heads=2, head_dim=32, scale=32**-0.5),
+        rope=RopeSpec(theta=10_000.0),
+        mlp=MlpSpec(intermediate=96),
+        norm=NormSpec(eps=1e-5),
+        tied_embeddings=False,
+        eos_token_ids=(2,),
+        bos_token_ids=(1,),
+    )
+
+
+def tiny_model(dtype: torch.dtype = torch.bfloat16, layers: int = 3) -> LoadedModel:
+    """The same random weights every time; attention reaches far back, so that a wrong page changes the tokens."""
+    spec = tiny_spec(layers)
+    source = torch.Generator().manual_seed(11)
+
+    def matrix(rows: int, columns: int, size: float = 1.0) -> PackedMatrix:
+        return pack((torch.randn(rows, columns, generator=source) * size * columns**-0.5).to(dtype))
+
+    def norm() -> torch.Tensor:
+        return torch.rand(spec.hidden, generator=source) + 0.5
+
+    hidden, heads, inner = spec.hidden, spec.attention, spec.mlp.intermediate
+    blocks = tuple(
+        LayerWeights(
+            attn_norm=norm(),
+            qkv=matrix(heads.qkv_rows, hidden, 1.5),
+            o=matrix(hidden, heads.out_columns, 3.0),
+            mlp_norm=norm(),
+            gate_up=matrix(2 * inner, hidden),
+            down=matrix(hidden, inner),
+        )
+        for _ in range(layers)
+    )
+    ends = EndWeights(matrix(VOCAB_SIZE, hidden, 8.0), norm(), matrix(VOCAB_SIZE, hidden, 4.0))
+    return LoadedModel(spec, ModelWeights(dtype, blocks, ends))
+
+
+def page_bytes(model: LoadedModel) -> int:
+    """Bytes of one page of a tiny model."""
+    return model.spec.page_bytes(BLOCK_TOKENS, model.weights.dtype)
+
+
+def kv_limit_for(model: LoadedModel, pages: int) -> int:
+    """The smallest kv_limit that gives the device exactly `pages` slots beside the ring."""
+    page = page_bytes(model)
+    part = page // model.spec.layers
+    needs = Needs(page, part, 0, 0, wanted_pages=1 << 20)
+    first = pages * page + MIN_RING_PARTS * part
+    last = first * RING_SHARE // (RING_SHARE - 1) + part
+    fits = (
+        limit
+        for limit in range(first, last + part, part)
+        if plan_budget(MemoryConfig(kv_limit=limit), needs, 0, 1 << 40).device_slots == pages
+    )
+    return next(fits)
+
+
+def prompt(tokens: int, seed: int = 0) -> tuple[int, ...]:
+    """Random ids, never an end token."""
+    return tuple(np.random.default_rng([seed, tokens]).integers(3, VOCAB_SIZE, tokens).tolist())
+
+
+def greedy(max_tokens: int) -> SamplingParams:
+    """As many tokens as asked for, always the likeliest, with log-probabilities."""
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, logprobs=3)
+
+
+@contextmanager
+def running(
+    model: LoadedModel,
+    folder: Path,
+    *,
+    device_pages: int | None = None,
+    host_pages: int = 0,
+    disk_pages: int = 64,
+    backend: DeviceBackend | None = None,
+    max_num_seqs: int = 4,
+    max_tokens_per_forward: int = 64,
+    threads: int = 1,
+    **memory: object,
+) -> Iterator[Engine]:
+    """An engine with poisoned free slots, whose laws are checked at the end; no `device_pages`: room for all."""
+    page = page_bytes(model)
+    limits = {
+        "kv_limit": kv_limit_for(model, device_pages) if device_pages else "auto",
+        "host_memory": host_pages * page,
+        "nvme_limit": disk_pages * page if device_pages else 0,
+        "block_tokens": BLOCK_TOKENS,
+    }
+    settings = Settings(
+        MemoryConfig.model_validate(limits | memory),
+        folder,
+        max_num_seqs=max_num_seqs,
+        max_tokens_per_forward=max_tokens_per_forward,
+        threads=threads,
+        poison=True,
+    )
+    engine = build_engine(model, settings, backend)
+    try:
+        yield engine
+        engine.kvcache.check()
+    finally:
+        engine.close()
+
+
+@dataclass
+class Said:
+    """What one request produced. `rows` are the bytes of the fp32 logits behind each token."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)
+    reason: str = ""
+
+
+OnStep = Callable[[Engine, int], None]
+
+
+def speak(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int = 8,
+    *,
+    params: SamplingParams | None = None,
+    every_steps: int = 0,
+    on_step: OnStep | None = None,
+) -> list[Said]:
+    """Run prompts to their end; each comes `every_steps` steps after the one before. Laws are checked every step."""
+    said = {f"prompt-{at}": Said() for at in range(len(prompts))}
+    shown: dict[int, bytes] = {}
+
+    def tap(plan: Plan, logits: torch.Tensor) -> None:
+        shown.clear()
+        shown.update(zip(plan.sampled, (row.tobytes() for row in logits.numpy()), strict=True))
+
+    engine.runner.tap = tap
+    queue = [
+        Request(name, tuple(ids), params or greedy(max_tokens))
+        for name, ids in zip(said, prompts, strict=True)
+    ]
+    for step in range(MAX_STEPS):
+        while queue and step >= every_steps * (len(prompts) - len(queue)):
+            engine.add(queue.pop(0))
+        if not queue and not engine.has_work:
+            break
+        _hear(engine, said, shown)
+        if on_step is not None:
+            on_step(engine, step)
+    assert all(one.reason for one in said.values()), "the engine makes no progress"
+    return list(said.values())
+
+
+def _hear(engine: Engine, said: dict[str, Said], shown: dict[int, bytes]) -> None:
+    result = engine.step()
+    engine.kvcache.check()
+    for event in result.events:
+        one = said[event.request_id]
+        if isinstance(event, FinishedEvent):
+            one.reason = event.reason
+        else:
+            choice = result.choices[event.seq]
+            assert event.index == len(one.tokens)
+            assert event.token == choice.token
+            one.tokens.append(event.token)
+            one.logprobs.append((*choice.best, (choice.token, choice.logprob)))
+            one.rows.append(shown[event.seq])
+
+
+def assert_spilled(
+    engine: Engine, model: LoadedModel, device_pages: int, *, host: bool = False, disk: bool = True
+) -> None:
+    """Pages were streamed from the tiers that are meant, and the device never held more than its limit."""
+    stats = engine.stats()
+    assert stats["streamed_pages"] > 0
+    assert (stats["moved_bytes"]["nvme_read"] > 0) == disk
+    assert (stats["moved_bytes"]["h2d"] > 0) == host
+    assert engine.kvcache.vm.ledger.capacity(Tier.DEVICE) == device_pages
+    held = stats["tiers"]["device"]["high_water_bytes"] + stats["ring_bytes"]
+    assert held <= kv_limit_for(model, device_pages)
