@@ -66,17 +66,9 @@ def test_a_prompt_is_read_then_tokens_come_one_by_one() -> None:
 def test_a_long_prompt_is_read_in_chunks_and_sampled_after_the_last() -> None:
     schedule = scheduler(max_tokens_per_forward=8)
     seq = schedule.add(request("a", prompt=20))
-    spans = []
-    for _ in range(4):
-        plan = schedule.plan()
-        spans += plan.spans
-        schedule.commit(plan, dict.fromkeys(plan.sampled, 7), {})
-    assert [(span.start, span.count, span.samples) for span in spans] == [
-        (0, 8, False),
-        (8, 8, False),
-        (16, 4, True),
-        (20, 1, True),
-    ]
+    for start, count, samples in ((0, 8, False), (8, 8, False), (16, 4, True), (20, 1, True)):
+        assert schedule.plan().spans == (Span(seq, start, count, samples),)
+        step(schedule)
     assert schedule.sequence(seq).new_tokens == 2
 
 
@@ -189,17 +181,17 @@ def test_a_plan_says_when_the_promised_pages_exceed_the_device() -> None:
 
 def test_max_model_len_ends_a_sequence() -> None:
     schedule = scheduler(max_model_len=12)
-    schedule.add(request("a", prompt=10, max_tokens=100))
+    seq = schedule.add(request("a", prompt=10, max_tokens=100))
     step(schedule)
-    assert isinstance(step(schedule)[-1], FinishedEvent)
+    assert step(schedule)[-1] == FinishedEvent("a", seq, "length")
 
 
-def test_limits_that_can_never_run_anything_are_our_bug() -> None:
+@pytest.mark.parametrize("name", ["max_num_seqs", "max_tokens_per_forward", "block_tokens", "held_pages"])
+def test_limits_that_can_never_run_anything_are_our_bug(name: str) -> None:
+    with pytest.raises(AssertionError):
+        scheduler(**{name: 0})
     with pytest.raises(AssertionError, match="one spare"):
         scheduler(device_slots=1)
-    for name in ("max_num_seqs", "max_tokens_per_forward", "block_tokens", "held_pages"):
-        with pytest.raises(AssertionError):
-            scheduler(**{name: 0})
 
 
 # Loss
@@ -277,8 +269,7 @@ def test_text_can_stop_a_sequence() -> None:
     schedule = scheduler()
     seq = schedule.add(request("a", prompt=3))
     step(schedule)
-    assert schedule.stop(seq) == FinishedEvent("a", seq, "stop")
-    assert not schedule.has_work
+    assert (schedule.stop(seq), schedule.has_work) == (FinishedEvent("a", seq, "stop"), False)
 
 
 # Refusals
