@@ -101,7 +101,8 @@ def unknown_commands(text: str, program: Command, targets: set[str]) -> list[str
 
 
 def _unknown_words(command: Command, words: list[str]) -> list[str]:
-    said, unknown = "tokenvm", []
+    said = "tokenvm"
+    unknown: list[str] = []
     for word in words:
         option = word.partition("=")[0]
         if command.commands and re.fullmatch(r"[a-z][\w-]*", word):

@@ -235,8 +235,8 @@ SCANS = [(pages, room) for pages in (3, 4, 5) for room in range(1, pages)]
 def test_a_stable_subset_hits_d_of_n_and_lru_never(pages: int, room: int) -> None:
     assert scan_with_lru(pages, room, laps=5) == 0
     assert scan_with_lru(pages, pages, laps=5) == 4 * pages, "with room for all of them LRU is as good as any"
-    for resident in ([], range(room), range(pages - room, pages), range(0, room, 2)):
-        assert scan_with_planner(pages, room, 5, list(resident)) == [room] * 5
+    for resident in (range(0), range(room), range(pages - room, pages), range(0, room, 2)):
+        assert scan_with_planner(pages, room, 5, resident) == [room] * 5
 
 
 @pytest.mark.parametrize(("pages", "room"), SCANS)
