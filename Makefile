@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard CMakeLists.txt csrc/*.cmake csrc/include/tokenvm/*.hpp csrc/src/*.cpp pyproject.toml)
 
-.PHONY: all build run test tiny format lint clean clean-all bench verify
+.PHONY: all build run test tiny format lint clean clean-all verify
 
 all: build lint test
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -20,6 +21,12 @@ LAYERS, HIDDEN, INNER, VOCABULARY, Q_HEADS, KV_HEADS, HEAD_DIM = 30, 576, 1536, 
 SHAPES = ((960, HIDDEN), (HIDDEN, HIDDEN), (2 * INNER, HIDDEN), (HIDDEN, INNER))
 
 
+def say(line: str) -> None:
+    """One line of the card."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def timed(name: str, work: Callable[[], object], rounds: int, note: Callable[[float], str]) -> None:
     """Run `work` some rounds and print one line."""
     work()
@@ -28,10 +35,8 @@ def timed(name: str, work: Callable[[], object], rounds: int, note: Callable[[fl
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    best = min(seconds)
-    print(
-        f"{name:44} best {best * 1e3:8.2f} ms  median {statistics.median(seconds) * 1e3:8.2f} ms  {note(best)}"
-    )  # noqa: T201
+    best, middle = min(seconds), statistics.median(seconds)
+    say(f"{name:46} best {best * 1e3:8.2f} ms  median {middle * 1e3:8.2f} ms  {note(best)}")
 
 
 def read_bandwidth() -> None:
@@ -96,7 +101,7 @@ def main() -> None:
     native.set_isa(options.isa)
     native.set_threads(options.threads)
     torch.set_num_threads(options.threads)
-    print(f"{options.isa}, {options.threads} threads, pages of {options.block_tokens} tokens")  # noqa: T201
+    say(f"{options.isa}, {options.threads} threads, pages of {options.block_tokens} tokens")
     read_bandwidth()
     for rows, rounds in ((1, 15), (16, 15), (512, 4)):
         matrices(rows, rounds)

@@ -11,8 +11,8 @@
 namespace tokenvm {
 namespace {
 
-constexpr std::int64_t kTileRows = 96;           // query rows (row, head) of a task that walks the pages
-constexpr std::int64_t kTasksPerThread = 8;      // so that threads finish together
+constexpr std::int64_t kTileRows = 96;            // query rows (row, head) of a task that walks the pages
+constexpr std::int64_t kTasksPerThread = 8;       // so that threads finish together
 constexpr std::int64_t kPartialBytes = 64 << 20;  // most that the partial results of one call may take
 
 // Query rows of one kv head: `rows` rows of the batch times the heads of the group, row by row.
@@ -44,7 +44,8 @@ class Query {
     std::fill(begin_, begin_ + 2 * padded, 0);
     places_ = space.places.reserve<std::int64_t>(static_cast<std::size_t>(rows_));
     for (std::int64_t r = 0; r < rows_; ++r) {
-      places_[r] = (tile.row_begin + r / call.group()) * call.q_heads + tile.kv_head * call.group() + r % call.group();
+      places_[r] =
+          (tile.row_begin + r / call.group()) * call.q_heads + tile.kv_head * call.group() + r % call.group();
       copy_row(r);
     }
     if (call.shape.narrow && table.wants_tiles && D % 32 == 0) lay_tiles(padded);
@@ -78,9 +79,21 @@ class Query {
     const bool last = page + 1 == call_.segments[tile_.segment].page_count;
     const char* keys = keys_of(index);
     const char* values = keys + shape.head_elements() / 2 * shape.itemsize();
-    const PageJob job{.q = q_, .q_tiles = tiles_, .rows = rows_, .begin = begin_, .end = end_, .keys = keys,
-                      .values = values, .ahead = keys_of(last ? index : index + 1), .head_dim = shape.head_dim, .tokens = shape.tokens, .scale = call_.scale,
-                      .scores = scores_, .acc = acc, .peak = peak, .mass = mass};
+    const PageJob job{.q = q_,
+                      .q_tiles = tiles_,
+                      .rows = rows_,
+                      .begin = begin_,
+                      .end = end_,
+                      .keys = keys,
+                      .values = values,
+                      .ahead = keys_of(last ? index : index + 1),
+                      .head_dim = shape.head_dim,
+                      .tokens = shape.tokens,
+                      .scale = call_.scale,
+                      .scores = scores_,
+                      .acc = acc,
+                      .peak = peak,
+                      .mass = mass};
     shape.narrow ? table_.attend_bf16(job) : table_.attend_fp32(job);
   }
 
@@ -195,12 +208,14 @@ class Scatter {
 
   // Partial results lie as [segment][page][kv head][row of the group].
   std::int64_t partial(std::int64_t s, std::int64_t page, std::int64_t kv_head) const {
-    return first_[static_cast<std::size_t>(s)] + page * heads_of(s) + kv_head * (heads_of(s) / call_.shape.kv_heads);
+    return first_[static_cast<std::size_t>(s)] + page * heads_of(s) +
+           kv_head * (heads_of(s) / call_.shape.kv_heads);
   }
 
   std::vector<Run> cut_runs() const {
     std::int64_t pages = 0;
-    for (std::int64_t s = 0; s < call_.segment_count; ++s) pages += call_.segments[s].page_count * call_.shape.kv_heads;
+    for (std::int64_t s = 0; s < call_.segment_count; ++s)
+      pages += call_.segments[s].page_count * call_.shape.kv_heads;
     const std::int64_t step = std::max<std::int64_t>(1, pages / (team_size() * kTasksPerThread));
     std::vector<Run> runs;
     for (std::int64_t s = 0; s < call_.segment_count; ++s)
@@ -228,8 +243,8 @@ class Scatter {
     const Query query(call_, table_, {s, kv_head, segment.row_begin, segment.row_end});
     for (std::int64_t page = 0; page < segment.page_count; ++page) {
       const std::int64_t from = partial(s, page, kv_head), D = call_.shape.head_dim;
-      table_.fold({query.rows(), D, acc_ + from * D, peak_ + from, mass_ + from, query.places(), call_.state.acc,
-                   call_.state.peak, call_.state.mass});
+      table_.fold({query.rows(), D, acc_ + from * D, peak_ + from, mass_ + from, query.places(),
+                   call_.state.acc, call_.state.peak, call_.state.mass});
     }
   }
 
@@ -252,7 +267,8 @@ void check(const AttendCall& call) {
         std::int64_t{segment.page_begin} + segment.page_count > call.part_count)
       throw std::invalid_argument("a segment names pages that parts does not have");
     for (std::int64_t row = segment.row_begin; row < segment.row_end; ++row) {
-      if (named[static_cast<std::size_t>(row)]) throw std::invalid_argument("two segments of one call name a row");
+      if (named[static_cast<std::size_t>(row)])
+        throw std::invalid_argument("two segments of one call name a row");
       named[static_cast<std::size_t>(row)] = true;
     }
   }

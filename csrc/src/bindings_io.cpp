@@ -135,6 +135,4 @@ void bind_io(nb::module_& module) {
   module.def("crc32c_portable", [](uint64_t address, uint64_t nbytes, uint32_t crc) {
     return tokenvm::crc32c_portable(at(address), nbytes, crc);
   }, "address"_a, "nbytes"_a, "crc"_a = 0, Unlocked());
-  module.def("fill", [](uint64_t address, int byte, uint64_t nbytes) { std::memset(at(address), byte, nbytes); },
-             "address"_a, "byte"_a, "nbytes"_a, Unlocked());
 }

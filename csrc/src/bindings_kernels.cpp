@@ -47,72 +47,107 @@ void set_threads(int threads) {
 
 void bind_linear(nb::module_& m) {
   m.def("packed_bytes", [](bool narrow, Int n, Int k) { return packed_bytes(format_of(narrow), n, k); });
-  m.def("pack", [](bool narrow, Address weight, Int n, Int k, Address packed) {
-    pack(format_of(narrow), at<void>(weight), n, k, at<void>(packed));
-  }, NoGil());
-  m.def("linear", [](bool narrow, Address x, Int rows, Address packed, Int n, Int k, Address out) {
-    linear(format_of(narrow), at<void>(x), rows, at<void>(packed), n, k, at<float>(out));
-  }, NoGil());
-  m.def("gather_rows", [](bool narrow, Address packed, Int n, Int k, Address ids, Int count, Address out) {
-    gather_rows(format_of(narrow), at<void>(packed), n, k, at<Int>(ids), count, at<float>(out));
-  }, NoGil());
+  m.def(
+      "pack",
+      [](bool narrow, Address weight, Int n, Int k, Address packed) {
+        pack(format_of(narrow), at<void>(weight), n, k, at<void>(packed));
+      },
+      NoGil());
+  m.def(
+      "linear",
+      [](bool narrow, Address x, Int rows, Address packed, Int n, Int k, Address out) {
+        linear(format_of(narrow), at<void>(x), rows, at<void>(packed), n, k, at<float>(out));
+      },
+      NoGil());
+  m.def(
+      "gather_rows",
+      [](bool narrow, Address packed, Int n, Int k, Address ids, Int count, Address out) {
+        gather_rows(format_of(narrow), at<void>(packed), n, k, at<Int>(ids), count, at<float>(out));
+      },
+      NoGil());
 }
 
 void bind_rowwise(nb::module_& m) {
-  m.def("rms_norm", [](Address x, Address delta, Address weight, float eps, Int rows, Int width, Address out,
-                       bool narrow) {
-    rms_norm(at<float>(x), at<float>(delta), at<float>(weight), eps, rows, width, at<void>(out), narrow);
-  }, NoGil());
-  m.def("silu_mul", [](Address gate_up, Int rows, Int width, Address out, bool narrow) {
-    silu_mul(at<float>(gate_up), rows, width, at<void>(out), narrow);
-  }, NoGil());
-  m.def("cast_bf16", [](Address x, Int count, Address out) { cast_bf16(at<float>(x), count, at<bf16>(out)); },
-        NoGil());
-  m.def("finish_state", [](Address acc, Address peak, Address mass, Int rows, Int head_dim, Address out, bool narrow,
-                           Address lse) {
-    finish_state(at<float>(acc), at<float>(peak), at<float>(mass), rows, head_dim, at<void>(out), narrow,
-                 at<float>(lse));
-  }, NoGil());
+  m.def(
+      "rms_norm",
+      [](Address x, Address delta, Address weight, float eps, Int rows, Int width, Address out, bool narrow) {
+        rms_norm(at<float>(x), at<float>(delta), at<float>(weight), eps, rows, width, at<void>(out), narrow);
+      },
+      NoGil());
+  m.def(
+      "silu_mul",
+      [](Address gate_up, Int rows, Int width, Address out, bool narrow) {
+        silu_mul(at<float>(gate_up), rows, width, at<void>(out), narrow);
+      },
+      NoGil());
+  m.def(
+      "cast_bf16", [](Address x, Int count, Address out) { cast_bf16(at<float>(x), count, at<bf16>(out)); },
+      NoGil());
+  m.def(
+      "finish_state",
+      [](Address acc, Address peak, Address mass, Int rows, Int head_dim, Address out, bool narrow,
+         Address lse) {
+        finish_state(at<float>(acc), at<float>(peak), at<float>(mass), rows, head_dim, at<void>(out), narrow,
+                     at<float>(lse));
+      },
+      NoGil());
 }
 
 void bind_paging(nb::module_& m) {
-  m.def("rope_append", [](Address qkv, Int rows, Int q_heads, Int kv_heads, Int head_dim, Int tokens, bool narrow,
-                          Address cos_sin, Int positions, Address position, Address parts, Address offsets,
-                          Address out) {
-    rope_append(at<float>(qkv), rows, q_heads, {kv_heads, head_dim, tokens, narrow}, at<float>(cos_sin), positions,
-                at<Int>(position), at<std::uint64_t>(parts), at<std::int32_t>(offsets), at<void>(out));
-  }, NoGil());
-  m.def("fill", [](Address address, std::size_t bytes, int byte) { std::memset(at<void>(address), byte, bytes); },
-        NoGil());
-  m.def("copy", [](Address target, Address source, std::size_t bytes) {
-    std::memcpy(at<void>(target), at<void>(source), bytes);
-  }, NoGil());
-  m.def("read_part", [](Address part, Int kv_heads, Int head_dim, Int tokens, bool narrow, Address k, Address v) {
-    read_part(at<void>(part), {kv_heads, head_dim, tokens, narrow}, at<void>(k), at<void>(v));
-  }, NoGil());
-  m.def("write_part", [](Address part, Int kv_heads, Int head_dim, Int tokens, bool narrow, Address k, Address v) {
-    write_part(at<void>(part), {kv_heads, head_dim, tokens, narrow}, at<void>(k), at<void>(v));
-  }, NoGil());
+  m.def(
+      "rope_append",
+      [](Address qkv, Int rows, Int q_heads, Int kv_heads, Int head_dim, Int tokens, bool narrow,
+         Address cos_sin, Int positions, Address position, Address parts, Address offsets, Address out) {
+        rope_append(at<float>(qkv), rows, q_heads, {kv_heads, head_dim, tokens, narrow}, at<float>(cos_sin),
+                    positions, at<Int>(position), at<std::uint64_t>(parts), at<std::int32_t>(offsets),
+                    at<void>(out));
+      },
+      NoGil());
+  m.def(
+      "fill",
+      [](Address address, std::size_t bytes, int byte) { std::memset(at<void>(address), byte, bytes); },
+      NoGil());
+  m.def(
+      "copy",
+      [](Address target, Address source, std::size_t bytes) {
+        std::memcpy(at<void>(target), at<void>(source), bytes);
+      },
+      NoGil());
+  m.def(
+      "read_part",
+      [](Address part, Int kv_heads, Int head_dim, Int tokens, bool narrow, Address k, Address v) {
+        read_part(at<void>(part), {kv_heads, head_dim, tokens, narrow}, at<void>(k), at<void>(v));
+      },
+      NoGil());
+  m.def(
+      "write_part",
+      [](Address part, Int kv_heads, Int head_dim, Int tokens, bool narrow, Address k, Address v) {
+        write_part(at<void>(part), {kv_heads, head_dim, tokens, narrow}, at<void>(k), at<void>(v));
+      },
+      NoGil());
 }
 
 void bind_attention(nb::module_& m) {
-  m.def("attend", [](Address acc, Address peak, Address mass, Address q, Address position, Int rows, Int q_heads,
-                     Int kv_heads, Int head_dim, Int tokens, bool narrow, Address segments, Address first_page,
-                     Int segment_count, Address parts, Int part_count, float scale, Int window) {
-    attend({.state = {at<float>(acc), at<float>(peak), at<float>(mass)},
-            .q = at<void>(q),
-            .position = at<Int>(position),
-            .rows = rows,
-            .q_heads = q_heads,
-            .shape = {kv_heads, head_dim, tokens, narrow},
-            .segments = at<Segment>(segments),
-            .first_page = at<std::int32_t>(first_page),
-            .segment_count = segment_count,
-            .parts = at<std::uint64_t>(parts),
-            .part_count = part_count,
-            .scale = scale,
-            .window = window});
-  }, NoGil());
+  m.def(
+      "attend",
+      [](Address acc, Address peak, Address mass, Address q, Address position, Int rows, Int q_heads,
+         Int kv_heads, Int head_dim, Int tokens, bool narrow, Address segments, Address first_page,
+         Int segment_count, Address parts, Int part_count, float scale, Int window) {
+        attend({.state = {at<float>(acc), at<float>(peak), at<float>(mass)},
+                .q = at<void>(q),
+                .position = at<Int>(position),
+                .rows = rows,
+                .q_heads = q_heads,
+                .shape = {kv_heads, head_dim, tokens, narrow},
+                .segments = at<Segment>(segments),
+                .first_page = at<std::int32_t>(first_page),
+                .segment_count = segment_count,
+                .parts = at<std::uint64_t>(parts),
+                .part_count = part_count,
+                .scale = scale,
+                .window = window});
+      },
+      NoGil());
 }
 
 }  // namespace

@@ -10,7 +10,8 @@
 namespace tokenvm {
 namespace {
 
-void pack_block_bf16(const bf16* weight, std::int64_t outputs, std::int64_t columns, std::int64_t block, bf16* out) {
+void pack_block_bf16(const bf16* weight, std::int64_t outputs, std::int64_t columns, std::int64_t block,
+                     bf16* out) {
   const std::int64_t padded = ceil_to(columns, 32), first = block * 16;
   const std::int64_t valid = std::min<std::int64_t>(16, outputs - first);
   out += first * padded;
@@ -28,11 +29,13 @@ void pack_pairs(const bf16* weight, std::int64_t columns, std::int64_t block, bf
   for (std::int64_t k = 0; k < columns; k += 32)
     for (std::int64_t n = 0; n < 16; ++n) {
       const bf16* row = weight + (block * 16 + n) * columns + k;
-      for (std::int64_t pair = 0; pair < 16; ++pair) std::memcpy(out + (k / 2 + pair) * 32 + n * 2, row + pair * 2, 4);
+      for (std::int64_t pair = 0; pair < 16; ++pair)
+        std::memcpy(out + (k / 2 + pair) * 32 + n * 2, row + pair * 2, 4);
     }
 }
 
-void pack_block_fp32(const float* weight, std::int64_t outputs, std::int64_t columns, std::int64_t block, float* out) {
+void pack_block_fp32(const float* weight, std::int64_t outputs, std::int64_t columns, std::int64_t block,
+                     float* out) {
   const std::int64_t first = block * 16, valid = std::min<std::int64_t>(16, outputs - first);
   out += first * columns;
   if (valid < 16) std::fill(out, out + 16 * columns, 0.0f);
@@ -89,7 +92,8 @@ void pack(PackFormat format, const void* weight, std::int64_t outputs, std::int6
     const std::int64_t block = static_cast<std::int64_t>(task);
     const bool whole = columns % 32 == 0 && (block + 1) * 16 <= outputs;
     if (format == PackFormat::kFp32)
-      pack_block_fp32(static_cast<const float*>(weight), outputs, columns, block, static_cast<float*>(packed));
+      pack_block_fp32(static_cast<const float*>(weight), outputs, columns, block,
+                      static_cast<float*>(packed));
     else if (whole)
       pack_pairs(static_cast<const bf16*>(weight), columns, block, static_cast<bf16*>(packed));
     else

@@ -19,12 +19,14 @@ void for_rows(std::int64_t rows, std::int64_t width, Function&& function) {
   });
 }
 
-void* at(void* out, std::int64_t element, bool narrow) { return static_cast<char*>(out) + element * (narrow ? 2 : 4); }
+void* at(void* out, std::int64_t element, bool narrow) {
+  return static_cast<char*>(out) + element * (narrow ? 2 : 4);
+}
 
 }  // namespace
 
-void rms_norm(float* x, const float* delta, const float* weight, float eps, std::int64_t rows, std::int64_t width,
-              void* out, bool narrow) {
+void rms_norm(float* x, const float* delta, const float* weight, float eps, std::int64_t rows,
+              std::int64_t width, void* out, bool narrow) {
   const Kernels& table = kernels();
   for_rows(rows, width, [&](std::int64_t row) {
     const float* added = delta == nullptr ? nullptr : delta + row * width;
@@ -49,8 +51,8 @@ void cast_bf16(const float* x, std::int64_t count, std::uint16_t* out) {
   });
 }
 
-void finish_state(const float* acc, const float* peak, const float* mass, std::int64_t rows, std::int64_t head_dim,
-                  void* out, bool narrow, float* lse) {
+void finish_state(const float* acc, const float* peak, const float* mass, std::int64_t rows,
+                  std::int64_t head_dim, void* out, bool narrow, float* lse) {
   const Kernels& table = kernels();
   for_rows(rows, head_dim, [&](std::int64_t row) {
     table.finish(acc + row * head_dim, mass[row], head_dim, at(out, row * head_dim, narrow), narrow);

@@ -90,14 +90,18 @@ void rope_append(const float* qkv, std::int64_t rows, std::int64_t q_heads, cons
                  const float* cos_sin, std::int64_t positions, const std::int64_t* position,
                  const std::uint64_t* parts, const std::int32_t* offsets, void* out) {
   for (std::int64_t i = 0; i < rows; ++i) {
-    if (position[i] < 0 || position[i] >= positions) throw std::invalid_argument("a position has no row in cos_sin");
-    if (offsets[i] < 0 || offsets[i] >= shape.tokens) throw std::invalid_argument("an offset is outside its page");
+    if (position[i] < 0 || position[i] >= positions)
+      throw std::invalid_argument("a position has no row in cos_sin");
+    if (offsets[i] < 0 || offsets[i] >= shape.tokens)
+      throw std::invalid_argument("an offset is outside its page");
     if (parts[i] == 0) throw std::invalid_argument("a part address is 0");
   }
   if (shape.narrow)
-    append_rows<bf16>(rows, {qkv, q_heads, shape, cos_sin, position, parts, offsets, static_cast<bf16*>(out)});
+    append_rows<bf16>(rows,
+                      {qkv, q_heads, shape, cos_sin, position, parts, offsets, static_cast<bf16*>(out)});
   else
-    append_rows<float>(rows, {qkv, q_heads, shape, cos_sin, position, parts, offsets, static_cast<float*>(out)});
+    append_rows<float>(rows,
+                       {qkv, q_heads, shape, cos_sin, position, parts, offsets, static_cast<float*>(out)});
 }
 
 void read_part(const void* part, const PartShape& shape, void* k, void* v) {

@@ -72,7 +72,8 @@ class Team {
     signal_.fetch_add(1, std::memory_order_release);
     signal_.notify_all();
     drain();
-    for (int seen; (seen = done_.load(std::memory_order_acquire)) != static_cast<int>(tasks);) wait_while(done_, seen);
+    for (int seen; (seen = done_.load(std::memory_order_acquire)) != static_cast<int>(tasks);)
+      wait_while(done_, seen);
   }
 
  private:
@@ -127,7 +128,9 @@ class Team {
 struct Home {
   std::unique_ptr<Team> team = std::make_unique<Team>(usable_cpus());
 
-  Home() { pthread_atfork(nullptr, nullptr, [] { forget(); }); }
+  Home() {
+    pthread_atfork(nullptr, nullptr, [] { forget(); });
+  }
 
   static Home& get() {
     static Home home;
@@ -144,7 +147,9 @@ struct Home {
 
 }  // namespace
 
-void run_tasks(std::size_t tasks, TaskFunction fn, void* context) { Home::get().team->run(tasks, fn, context); }
+void run_tasks(std::size_t tasks, TaskFunction fn, void* context) {
+  Home::get().team->run(tasks, fn, context);
+}
 
 int team_size() { return Home::get().team->size(); }
 

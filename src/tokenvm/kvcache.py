@@ -61,7 +61,8 @@ class KVCache:
     def stage(self, plan: Plan) -> Iterator[Staged]:
         """Make the pages of a plan attendable: pin those on the device, start the reads of the rest.
 
-        Everything is unpinned at exit. After an error no read is left in the ring.
+        Everything is unpinned at exit. After an error no read is left in the ring. When the block has ended, `lost` of
+        what it lent names every sequence, staged or not, that owns a page which turned out damaged.
 
         Raises:
             StorageError: there is no room for the pages that the plan fills.
@@ -73,9 +74,11 @@ class KVCache:
         pinned = [unit for unit, out in zip(layout.units, layout.streamed.tolist(), strict=True) if not out]
         self.vm.ledger.pin(pinned)
         try:
-            yield Staged(
-                self.vm, self._stream, layout, plan.spans, self.block_tokens, self._clock, self._repeats(plan)
+            staged = Staged(
+                self.vm, self._stream, layout, plan, self.block_tokens, self._clock, self._repeats(plan)
             )
+            yield staged
+            self._spread_losses(staged.lost)
         except BaseException:
             self._forget_layout()
             raise
@@ -153,17 +156,28 @@ class KVCache:
 
     def _lay_out(self, plan: Plan) -> Layout:
         """Arrange the pages, or keep the arrangement if neither pages nor places changed since."""
-        shape = tuple((span.seq, span.count) for span in plan.spans)
+        lengths = [-(-span.end // self.block_tokens) for span in plan.spans]
+        shape = tuple((span.seq, span.count, pages) for span, pages in zip(plan.spans, lengths, strict=True))
         key = (self.vm.ledger.version, self._table.version, shape)
         if self._layout is None or key != self._layout_key:
-            pages = [self._table.pages(span.seq) for span in plan.spans]
-            self._layout = lay_out(plan.spans, pages, self.vm)
+            pages = [self._table.pages(span.seq)[:end] for span, end in zip(plan.spans, lengths, strict=True)]
+            self._layout = lay_out(plan.spans, pages, self.vm, self.block_tokens)
             self._layout_key = key
         return self._layout
 
     def _repeats(self, plan: Plan) -> bool:
         """Whether the next step will most likely read the very same parts: nobody fills a page now."""
         return plan.decodes and all(span.end % self.block_tokens for span in plan.spans)
+
+    def _spread_losses(self, lost: dict[SeqId, int]) -> None:
+        """A damaged page is lost to all who share it."""
+        if not lost:
+            return
+        for seq in self._table.sequences():
+            for index, unit in enumerate(self._table.pages(seq)):
+                if self.vm.ledger.lost(unit):
+                    valid = index * self.block_tokens
+                    lost[seq] = min(valid, lost.get(seq, valid))
 
     def _forget_layout(self) -> None:
         self._layout = None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tokenvm.clock import Clock
 from tokenvm.memory.backend import Program
-from tokenvm.schedule.plan import Span
+from tokenvm.schedule.plan import Plan, Span
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Answer, SeqId, Tier, UnitId
 
@@ -43,6 +43,9 @@ class Layout:
     streamed: NDArray[np.bool_]
     rounds: tuple[Round, ...]
     program: Program
+    lost: dict[
+        SeqId, int
+    ]  # sequences with a page that was lost before this step, with the tokens that stay valid
 
     @property
     def streams(self) -> int:
@@ -68,7 +71,10 @@ class _Draft:
         if streamed and self.streamed - self.waited >= self.limit:
             self.close_round()
         last = self.segments[-1] if self.segments else None
-        if last and last[:2] == rows and self.first_pages[-1] + last[3] == index:
+        if last and last[:2] == rows and self.first_pages[-1] + last[3] != index:
+            self.close_round()  # a row stands in one segment of a round
+            last = None
+        if last and last[:2] == rows:
             self.segments[-1] = (*rows, last[2], last[3] + 1)
         else:
             self.segments.append((*rows, self.count, 1))
@@ -88,19 +94,25 @@ class _Draft:
         self.begun, self.waited = self.count, self.streamed
 
 
-def lay_out(spans: Sequence[Span], pages: Sequence[Sequence[UnitId]], vm: MemoryManager) -> Layout:
+def lay_out(
+    spans: Sequence[Span], pages: Sequence[Sequence[UnitId]], vm: MemoryManager, block_tokens: int
+) -> Layout:
     """Arrange the pages of every span; what is not on the device is streamed from the fastest copy below."""
     draft = _Draft(limit=max(1, vm.ring.slots // 3))
     units: list[UnitId] = []
     owners: list[tuple[SeqId, int]] = []
     on_device: list[bool] = []
     tiers = dict.fromkeys(Tier, 0)
+    lost: dict[SeqId, int] = {}
     row = 0
     for span, sequence_pages in zip(spans, pages, strict=True):
         for index, unit in enumerate(sequence_pages):
-            tier = vm.ledger.find(unit).tier
-            resident = tier is Tier.DEVICE
-            tiers[tier] += 1
+            found = vm.ledger.find(unit)
+            if found.answer is Answer.MISS:
+                lost.setdefault(span.seq, index * block_tokens)
+                continue
+            resident = found.tier is Tier.DEVICE
+            tiers[found.tier] += 1
             draft.page((row, row + span.count), index, not resident)
             units.append(unit)
             owners.append((span.seq, index))
@@ -111,7 +123,7 @@ def lay_out(spans: Sequence[Span], pages: Sequence[Sequence[UnitId]], vm: Memory
     bases = np.zeros(len(units), np.uint64)
     bases[~streamed] = vm.addresses([unit for unit, here in zip(units, on_device, strict=True) if here])
     program = vm.program([unit for unit, here in zip(units, on_device, strict=True) if not here])
-    return Layout(tuple(units), tuple(owners), tiers, bases, streamed, tuple(draft.rounds), program)
+    return Layout(tuple(units), tuple(owners), tiers, bases, streamed, tuple(draft.rounds), program, lost)
 
 
 class Stream:
@@ -185,8 +197,17 @@ class Staged:
     that turned out damaged, each with the tokens that stay valid. `waits`: (begin, end) seconds spent waiting.
     """
 
-    def __init__(self, vm: MemoryManager, stream: Stream, layout: Layout, spans: Sequence[Span], block_tokens: int,
-                 clock: Clock, repeats: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        vm: MemoryManager,
+        stream: Stream,
+        layout: Layout,
+        plan: Plan,
+        block_tokens: int,
+        clock: Clock,
+        repeats: bool,
+    ) -> None:
+        spans = plan.spans
         self._vm = vm
         self._stream = stream
         self._layout = layout
@@ -196,7 +217,7 @@ class Staged:
         self.positions = np.concatenate([np.arange(span.start, span.end) for span in spans])
         self.offsets = (self.positions % block_tokens).astype(np.int32)
         self._targets = self._append_bases(spans)
-        self.lost: dict[SeqId, int] = {}
+        self.lost = dict(layout.lost)
         self.waits: list[tuple[float, float]] = []
 
     @property
@@ -260,8 +281,10 @@ class Staged:
 
     def _append_bases(self, spans: Sequence[Span]) -> NDArray[np.uint64]:
         """Of each row, the address of the page its token goes to; such pages are open, so on the device."""
-        first: dict[SeqId, int] = {}
-        for at, (seq, _) in enumerate(self._layout.owners):
-            first.setdefault(seq, at)
-        owner = np.concatenate([np.full(span.count, first[span.seq]) for span in spans])
-        return np.asarray(self._layout.bases[owner + self.positions // self._block_tokens])
+        at = {owner: page for page, owner in enumerate(self._layout.owners)}
+        pages = [
+            np.uint64(self._layout.bases[at[span.seq, position // self._block_tokens]])
+            for span in spans
+            for position in range(span.start, span.end)
+        ]
+        return np.array(pages, np.uint64)

@@ -1,4 +1,4 @@
-"""The row law at the kernels: row count, chunks, batch-mates, threads and instruction sets change no bit of a row."""
+"""The row law at the kernels: row count, chunks, batch-mates, threads and instruction set change no bit."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from tokenvm.kernels import attention, native, paging, reference
+from tokenvm.kernels import attention, paging, reference
 from tokenvm.kernels.paging import PartGeometry
 from tokenvm.kernels.state import AttentionState, merge
 
@@ -178,21 +178,3 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         attention.attend(AttentionState.empty(1, 2, 32), torch.zeros(1, 2, 32), *call, 0.0)
     with pytest.raises(ValueError, match="q must"):
         attention.attend(AttentionState.empty(1, 2, 32), torch.zeros(1, 2, 32).bfloat16(), *call, 1.0)
-
-
-def test_a_forked_child_computes_too() -> None:
-    import multiprocessing
-
-    native.set_threads(2)
-    context = multiprocessing.get_context("fork")
-    with context.Pool(1) as pool:
-        assert pool.apply(_attend_in_child) == _attend_in_child()
-
-
-def _attend_in_child() -> list[float]:
-    cache = cache_of(PartGeometry(1, 32, 16, torch.float32), 64)
-    state, segments = AttentionState.empty(1, 1, 32), np.array([[0, 1, 0, 4]], dtype=np.int32)
-    q, first = random(1, 1, 32, dtype=torch.float32), np.zeros(1, dtype=np.int32)
-    attention.attend(state, q, torch.tensor([60]), segments, first, cache.parts, cache.geometry, 0.2)
-    values: list[float] = state.finish(torch.float32)[0].flatten().tolist()
-    return values

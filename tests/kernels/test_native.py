@@ -49,3 +49,22 @@ def test_the_number_of_threads() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         native.set_threads(0)
     native.set_threads(before)
+
+
+FORK = """
+import os, torch
+from tokenvm.kernels import linear, native
+native.set_threads(2)
+w, x = linear.pack(torch.randn(512, 64)), torch.randn(3, 64)
+before = linear.linear(x, w)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(linear.linear(x, w), before) and native.threads() == 2 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.equal(linear.linear(x, w), before))
+"""
+
+
+def test_a_forked_child_starts_its_own_team_and_both_exit() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.split() == ["0", "True"]

@@ -19,8 +19,8 @@ inline __mmask16 lanes_between(std::int64_t begin, std::int64_t end) {
   return static_cast<__mmask16>(below(end) & ~below(begin));
 }
 
-// exp_lanes of N vectors that are <= 0, and +0 in the lanes that are not `visible`. Step by step over all vectors, so
-// that neighbouring instructions do not wait for one another.
+// exp_lanes of N vectors that are <= 0, and +0 in the lanes that are not `visible`. Step by step over all
+// vectors, so that neighbouring instructions do not wait for one another.
 template <int N>
 inline void exp_visible(Lanes (&x)[N], const __mmask16 (&visible)[N]) {
   Lanes r[N], y[N];
@@ -41,23 +41,26 @@ inline __mmask16 seen_lanes(const PageJob& job, std::int64_t row, std::int64_t t
   return lanes_between(job.begin[row] - token, job.end[row] - token);
 }
 
-// The row's peak over the tokens [first, last), multiples of 32. The scale is positive, so scaling and rounding keep the
-// order: the largest dot gives the largest score. Whole: the row sees all of [first, last).
+// The row's peak over the tokens [first, last), multiples of 32. The scale is positive, so scaling and
+// rounding keep the order: the largest dot gives the largest score. Whole: the row sees all of [first, last).
 template <bool Whole>
-inline float peak_of(const PageJob& job, std::int64_t row, const float* dots, std::int64_t first, std::int64_t last) {
+inline float peak_of(const PageJob& job, std::int64_t row, const float* dots, std::int64_t first,
+                     std::int64_t last) {
   __m512 high = _mm512_set1_ps(kMinusInfinity), higher = high;
   for (std::int64_t t = first; t < last; t += 32) {
     const __m512 a = _mm512_loadu_ps(dots + t), b = _mm512_loadu_ps(dots + t + 16);
     high = Whole ? _mm512_max_ps(a, high) : _mm512_mask_max_ps(high, seen_lanes(job, row, t), a, high);
-    higher = Whole ? _mm512_max_ps(b, higher) : _mm512_mask_max_ps(higher, seen_lanes(job, row, t + 16), b, higher);
+    higher = Whole ? _mm512_max_ps(b, higher)
+                   : _mm512_mask_max_ps(higher, seen_lanes(job, row, t + 16), b, higher);
   }
   return _mm512_reduce_max_ps(_mm512_max_ps(high, higher)) * job.scale;
 }
 
-// The weights of 16 N tokens from `token` on, as bf16 into N/2 tiles; adds them to the partial sums of the mass.
+// The weights of 16 N tokens from `token` on, as bf16 into N/2 tiles; adds them to the partial sums of the
+// mass.
 template <bool Whole, int N>
-inline void weigh_some(const PageJob& job, std::int64_t row, const float* dots, std::int64_t token, __m512& mass,
-                       bf16* weights) {
+inline void weigh_some(const PageJob& job, std::int64_t row, const float* dots, std::int64_t token,
+                       __m512& mass, bf16* weights) {
   const Lanes scale = broadcast(job.scale), peak = broadcast(job.peak[row]);
   Lanes x[N];
   __mmask16 visible[N];
@@ -79,18 +82,22 @@ template <bool Whole>
 inline __m512 weigh(const PageJob& job, std::int64_t row, const float* dots, Span span, bf16* weights) {
   __m512 mass = _mm512_setzero_ps();
   std::int64_t t = span.begin;
-  for (; t + 64 <= span.end; t += 64, weights += 2 * kTile) weigh_some<Whole, 4>(job, row, dots, t, mass, weights);
+  for (; t + 64 <= span.end; t += 64, weights += 2 * kTile)
+    weigh_some<Whole, 4>(job, row, dots, t, mass, weights);
   if (t < span.end) weigh_some<Whole, 2>(job, row, dots, t, mass, weights);
   return mass;
 }
 
-// The softmax of up to 32 rows over [first, last). Three loops over the rows, so that the chains of one row overlap those
-// of the next. Rows from `rows` on exist in the tiles only and get weight 0, like rows that see nothing.
+// The softmax of up to 32 rows over [first, last). Three loops over the rows, so that the chains of one row
+// overlap those of the next. Rows from `rows` on exist in the tiles only and get weight 0, like rows that see
+// nothing.
 inline void softmax_tiles(const PageJob& job, std::int64_t row, std::int64_t rows, std::int64_t padded,
                           const float* dots, Span span, bf16* weights) {
   const std::int64_t T = job.tokens, next = T / 32 * kTile;
   const auto blind = [&](std::int64_t r) { return r >= rows || job.begin[row + r] >= job.end[row + r]; };
-  const auto whole = [&](std::int64_t r) { return job.begin[row + r] <= span.begin && job.end[row + r] >= span.end; };
+  const auto whole = [&](std::int64_t r) {
+    return job.begin[row + r] <= span.begin && job.end[row + r] >= span.end;
+  };
   for (std::int64_t r = 0; r < rows; ++r) {
     const float* line = dots + r * T;
     job.peak[row + r] = blind(r)   ? kMinusInfinity
@@ -140,7 +147,8 @@ inline void attend_tiles(const PageJob& job, std::int64_t tile, bf16* weights) {
 }
 
 inline void attend_page_tiles(const PageJob& job) {
-  if (job.head_dim % 32 != 0 || job.tokens % 32 != 0 || job.rows < kTileThreshold) return attend_page<DotBf16>(job);
+  if (job.head_dim % 32 != 0 || job.tokens % 32 != 0 || job.rows < kTileThreshold)
+    return attend_page<DotBf16>(job);
   thread_local Scratch scratch;
   bf16* weights = scratch.reserve<bf16>(static_cast<std::size_t>(32 * job.tokens));
   const TileScope tiles;

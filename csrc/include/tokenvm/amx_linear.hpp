@@ -8,7 +8,8 @@ namespace tokenvm {
 namespace {
 
 // Rows as tiles [rows/16][columns/32][16][32], zeros where there is no row or column.
-inline void tile_rows(const bf16* x, std::int64_t columns, std::int64_t row_begin, std::int64_t row_end, void* rows) {
+inline void tile_rows(const bf16* x, std::int64_t columns, std::int64_t row_begin, std::int64_t row_end,
+                      void* rows) {
   const std::int64_t padded = ceil_to(columns, 32);
   for (std::int64_t r = row_begin; r < ceil_to(row_end, 16); ++r) {
     bf16* target = static_cast<bf16*>(rows) + r / 16 * 16 * padded + r % 16 * 32;
@@ -42,11 +43,11 @@ inline void tile_linear(const LinearJob& job) {
   std::int64_t n = job.block_begin;
   if (last - first == 1)
     for (; n + 4 <= job.block_end; n += 4) linear_block<1, 4>(job, first, n);
-  for (; n < job.block_end; n += 2) {
-    const bool pair = n + 2 <= job.block_end;
-    std::int64_t m = first;
-    for (; m + 2 <= last; m += 2) pair ? linear_block<2, 2>(job, m, n) : linear_block<2, 1>(job, m, n);
-    if (m < last) pair ? linear_block<1, 2>(job, m, n) : linear_block<1, 1>(job, m, n);
+  const std::int64_t start = n;
+  for (std::int64_t m = first; m < last; m += 2) {
+    const bool rows = m + 2 <= last;
+    for (n = start; n + 2 <= job.block_end; n += 2) rows ? linear_block<2, 2>(job, m, n) : linear_block<1, 2>(job, m, n);
+    if (n < job.block_end) rows ? linear_block<2, 1>(job, m, n) : linear_block<1, 1>(job, m, n);
   }
 }
 

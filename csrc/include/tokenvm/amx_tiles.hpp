@@ -1,4 +1,5 @@
-// Tile registers: their configuration, and blocks of products. One TDPBF16PS is one k32 step of 16 rows x 16 outputs.
+// Tile registers: their configuration, and blocks of products. One TDPBF16PS is one k32 step of 16 rows x 16
+// outputs.
 #pragma once
 
 #include <immintrin.h>
@@ -28,13 +29,15 @@ class TileScope {
   TileScope& operator=(const TileScope&) = delete;
 };
 
-// Tiles that follow one another along the summed dimension: `step` elements apart, rows `stride` bytes apart. `next`
-// elements lead to the neighbouring 16 rows (left operand) or 16 outputs (right operand).
+// Tiles that follow one another along the summed dimension: `step` elements apart, rows `stride` bytes apart.
+// `next` elements lead to the neighbouring 16 rows (left operand) or 16 outputs (right operand).
 struct TileRun {
   const bf16* data;
   std::int64_t step, stride, next;
 
-  const bf16* at(std::int64_t chunk, std::int64_t neighbour) const { return data + chunk * step + neighbour * next; }
+  const bf16* at(std::int64_t chunk, std::int64_t neighbour) const {
+    return data + chunk * step + neighbour * next;
+  }
 };
 
 constexpr std::int64_t kAheadBytes = 2048;
@@ -48,7 +51,8 @@ inline void prefetch_tiles(const TileRun& b, std::int64_t chunk) {
   }
 }
 
-// Sums `chunks` steps of M x N tiles (2x2, 2x1, 1x4, 1x2 or 1x1) into the registers 0..M*N-1, row-major, from zero.
+// Sums `chunks` steps of M x N tiles (2x2, 2x1, 1x4, 1x2 or 1x1) into the registers 0..M*N-1, row-major, from
+// zero.
 template <int M, int N>
 inline void multiply(const TileRun& a, const TileRun& b, std::int64_t chunks) {
   static_assert(M * N <= 4 && (M == 1 || N <= 2));

@@ -28,7 +28,8 @@ struct Outputs {
 template <int R, int B>
 inline void store_block(const Lanes (&acc)[R][B], const Outputs& out) {
   for (int r = 0; r < R; ++r)
-    for (int b = 0; b < B; ++b) store_some(out.data + r * out.stride + 16 * b, acc[r][b], out.columns - 16 * b);
+    for (int b = 0; b < B; ++b)
+      store_some(out.data + r * out.stride + 16 * b, acc[r][b], out.columns - 16 * b);
 }
 
 // k32: chunks of 32 from k0 (a multiple of 32); even and odd products in two accumulators that are added per
@@ -52,9 +53,11 @@ struct DotBf16 {
       for (std::int64_t kk = k; kk < stop; kk += 2) {
         Lanes weven[B], wodd[B];
         for (int b = 0; b < B; ++b, ahead += 64) __builtin_prefetch(ahead);
-        for (int b = 0; b < B; ++b) load_pairs(base + kk / 2 * w.step + b * w.block_stride, weven[b], wodd[b]);
+        for (int b = 0; b < B; ++b)
+          load_pairs(base + kk / 2 * w.step + b * w.block_stride, weven[b], wodd[b]);
         for (int r = 0; r < R; ++r) {
-          const Lanes xeven = broadcast(x.data[r * x.stride + kk]), xodd = broadcast(x.data[r * x.stride + kk + 1]);
+          const Lanes xeven = broadcast(x.data[r * x.stride + kk]),
+                      xodd = broadcast(x.data[r * x.stride + kk + 1]);
           for (int b = 0; b < B; ++b) {
             even[r][b] = fma(xeven, weven[b], even[r][b]);
             odd[r][b] = fma(xodd, wodd[b], odd[r][b]);
@@ -117,10 +120,14 @@ template <class Dot, int B>
 inline void dot_rows(std::int64_t rows, Rows x, Weights w, std::int64_t k0, std::int64_t k1, Outputs out) {
   static_assert(kRowBlock <= 4);
   switch (rows) {
-    case 1: return Dot::template block<1, B>(x, w, k0, k1, out);
-    case 2: return Dot::template block<2, B>(x, w, k0, k1, out);
-    case 3: return Dot::template block<(kRowBlock >= 3 ? 3 : 1), B>(x, w, k0, k1, out);
-    default: return Dot::template block<(kRowBlock >= 4 ? 4 : 1), B>(x, w, k0, k1, out);
+    case 1:
+      return Dot::template block<1, B>(x, w, k0, k1, out);
+    case 2:
+      return Dot::template block<2, B>(x, w, k0, k1, out);
+    case 3:
+      return Dot::template block<(kRowBlock >= 3 ? 3 : 1), B>(x, w, k0, k1, out);
+    default:
+      return Dot::template block<(kRowBlock >= 4 ? 4 : 1), B>(x, w, k0, k1, out);
   }
 }
 
@@ -130,7 +137,8 @@ inline void dot(std::int64_t rows, Rows x, Weights w, std::int64_t k0, std::int6
   const auto* base = static_cast<const typename Dot::Weight*>(w.data);
   const auto part = [&](std::int64_t n) {
     const std::int64_t block = n / 16, bytes = block * 64 * ceil_to(k1, Dot::kGranule) / Dot::kGranule;
-    return Weights{base + block * w.block_stride, w.step, w.block_stride, static_cast<const char*>(w.ahead) + bytes};
+    return Weights{base + block * w.block_stride, w.step, w.block_stride,
+                   static_cast<const char*>(w.ahead) + bytes};
   };
   std::int64_t n = 0;
   for (; n + 16 * (kColumnBlock - 1) < out.columns; n += 16 * kColumnBlock)

@@ -13,8 +13,9 @@ namespace tokenvm {
 
 // Some query rows (row, head) against one kv head of one page.
 struct PageJob {
-  const float* q;       // [rows][head_dim], the values of the KV dtype
-  const bf16* q_tiles;  // bf16 parts: the same as [ceil(rows/16)][head_dim/32][16][32], rows past the last zero
+  const float* q;  // [rows][head_dim], the values of the KV dtype
+  const bf16*
+      q_tiles;  // bf16 parts: the same as [ceil(rows/16)][head_dim/32][16][32], rows past the last zero
   std::int64_t rows;
   const std::int32_t* begin;  // row r sees the tokens [begin[r], end[r]) of the page
   const std::int32_t* end;
@@ -30,7 +31,8 @@ struct PageJob {
   float* mass;    // out, [rows]
 };
 
-// Folds what one page gave for some rows into their states; a row that saw nothing (peak -inf) keeps its state.
+// Folds what one page gave for some rows into their states; a row that saw nothing (peak -inf) keeps its
+// state.
 struct FoldJob {
   std::int64_t rows, head_dim;
   const float* page_acc;  // [rows][head_dim]
@@ -59,7 +61,8 @@ struct Kernels {
 
   // Lays bf16 rows [row_begin, row_end) of x [total_rows][columns] out for linear_bf16. row_begin is a
   // multiple of 16.
-  void (*prepare_rows)(const bf16* x, std::int64_t columns, std::int64_t row_begin, std::int64_t row_end, void* rows);
+  void (*prepare_rows)(const bf16* x, std::int64_t columns, std::int64_t row_begin, std::int64_t row_end,
+                       void* rows);
   void (*linear_bf16)(const LinearJob& job);
   void (*linear_fp32)(const LinearJob& job);
 
@@ -70,8 +73,8 @@ struct Kernels {
   void (*finish)(const float* acc, float mass, std::int64_t head_dim, void* out, bool narrow);
 
   // One row: x += delta (unless null), out = x / rms(x) * weight.
-  void (*rms_norm)(float* x, const float* delta, const float* weight, float eps, std::int64_t width, void* out,
-                   bool narrow);
+  void (*rms_norm)(float* x, const float* delta, const float* weight, float eps, std::int64_t width,
+                   void* out, bool narrow);
   void (*silu_mul)(const float* gate, const float* up, std::int64_t count, void* out, bool narrow);
   void (*cast)(const float* x, std::int64_t count, bf16* out);
   // Half-rotation of one head: cos_sin holds head_dim/2 cosines, then as many sines.

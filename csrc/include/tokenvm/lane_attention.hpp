@@ -24,7 +24,8 @@ inline Span visible_span(const PageJob& job, std::int64_t first, std::int64_t ro
 // Turns one row of dots into its weights exp(s - peak), rounded for bf16, over the tokens [first, last)
 // (multiples of 16); writes the row's peak and mass. Tokens outside [begin, end) get weight +0.
 template <bool Narrow>
-inline void softmax_row(const PageJob& job, std::int64_t row, float* scores, std::int64_t first, std::int64_t last) {
+inline void softmax_row(const PageJob& job, std::int64_t row, float* scores, std::int64_t first,
+                        std::int64_t last) {
   const std::int64_t begin = job.begin[row], end = job.end[row];
   const Lanes scale = broadcast(job.scale);
   Lanes high = broadcast(kMinusInfinity);
@@ -74,8 +75,8 @@ inline void attend_rows(const PageJob& job, std::int64_t first, std::int64_t row
                    job.tokens, 0, job.head_dim, {scores + t0, job.tokens, t1 - t0});
   for (std::int64_t r = 0; r < rows; ++r)
     softmax_row<narrow>(job, first + r, scores + r * job.tokens, t0, t1);
-  dot_columns<Dot>(rows, {scores, job.tokens}, job.values, first == 0 ? job.ahead : job.values, job.head_dim, t0, t1,
-                   {job.acc + first * job.head_dim, job.head_dim, job.head_dim});
+  dot_columns<Dot>(rows, {scores, job.tokens}, job.values, first == 0 ? job.ahead : job.values, job.head_dim,
+                   t0, t1, {job.acc + first * job.head_dim, job.head_dim, job.head_dim});
 }
 
 template <class Dot>
@@ -84,8 +85,10 @@ inline void attend_page(const PageJob& job) {
     attend_rows<Dot>(job, r, job.rows - r < kRowBlock ? job.rows - r : kRowBlock);
 }
 
-// The scalars of up to 16 folds at once: what the old and the new accumulator weigh, and the new peak and mass.
-inline void fold_scalars(const FoldJob& job, std::int64_t first, std::int64_t rows, float* keep, float* take) {
+// The scalars of up to 16 folds at once: what the old and the new accumulator weigh, and the new peak and
+// mass.
+inline void fold_scalars(const FoldJob& job, std::int64_t first, std::int64_t rows, float* keep,
+                         float* take) {
   float peak[16], mass[16];
   for (std::int64_t r = 0; r < rows; ++r) {
     peak[r] = job.peak[job.place[first + r]];

@@ -7,7 +7,8 @@ namespace tokenvm {
 namespace {
 
 // Rows widened to fp32 and padded with zeros to a multiple of 32 columns.
-inline void widen_rows(const bf16* x, std::int64_t columns, std::int64_t row_begin, std::int64_t row_end, void* rows) {
+inline void widen_rows(const bf16* x, std::int64_t columns, std::int64_t row_begin, std::int64_t row_end,
+                       void* rows) {
   const std::int64_t padded = ceil_to(columns, 32);
   for (std::int64_t r = row_begin; r < row_end; ++r) {
     float* target = static_cast<float*>(rows) + r * padded;

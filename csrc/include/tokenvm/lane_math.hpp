@@ -21,8 +21,8 @@ inline Reduced reduce_exponent(Lanes x) {
   return {shifted, fma(n, broadcast(-0x1.7f7d1cp-20f), r)};
 }
 
-// y = exp(r) for N vectors: a minimax polynomial of degree 5 through exp(0) = 1, so that the peak of a softmax weighs
-// exactly 1.
+// y = exp(r) for N vectors: a minimax polynomial of degree 5 through exp(0) = 1, so that the peak of a
+// softmax weighs exactly 1.
 template <int N>
 inline void exp_reduced(const Lanes (&r)[N], Lanes (&y)[N]) {
   constexpr std::uint32_t kCoefficients[] = {0x3d2b9da5, 0x3e2aad38, 0x3efffee1, 0x3f7ffffb, 0x3f800000};

@@ -7,8 +7,8 @@ namespace tokenvm {
 namespace {
 
 // The squares are summed in 16 lanes, then the lanes by halves: 16-lane sum.
-inline void rms_norm(float* x, const float* delta, const float* weight, float eps, std::int64_t width, void* out,
-                     bool narrow) {
+inline void rms_norm(float* x, const float* delta, const float* weight, float eps, std::int64_t width,
+                     void* out, bool narrow) {
   Lanes squares = zero_lanes();
   for (std::int64_t i = 0; i < width; i += 16) {
     Lanes value = load_some(x + i, width - i);

@@ -57,7 +57,8 @@ inline __m256i nearest_bf16(__m256 a) {
 }
 inline Lanes round_bf16(Lanes a) { return {odd_of(nearest_bf16(a.lo)), odd_of(nearest_bf16(a.hi))}; }
 inline void store_bf16(bf16* p, Lanes a) {
-  const __m256i lo = _mm256_srli_epi32(nearest_bf16(a.lo), 16), hi = _mm256_srli_epi32(nearest_bf16(a.hi), 16);
+  const __m256i lo = _mm256_srli_epi32(nearest_bf16(a.lo), 16),
+                hi = _mm256_srli_epi32(nearest_bf16(a.hi), 16);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), packed);
 }

@@ -7,8 +7,8 @@ namespace tokenvm {
 
 // out = x / sqrt(mean(x^2) + eps) * weight; x: [rows][width]. If delta is not null, x += delta first, in
 // place. out is bf16 if `narrow`, else fp32.
-void rms_norm(float* x, const float* delta, const float* weight, float eps, std::int64_t rows, std::int64_t width,
-              void* out, bool narrow);
+void rms_norm(float* x, const float* delta, const float* weight, float eps, std::int64_t rows,
+              std::int64_t width, void* out, bool narrow);
 
 // out[r] = silu(gate_up[r][:width]) * gate_up[r][width:]
 void silu_mul(const float* gate_up, std::int64_t rows, std::int64_t width, void* out, bool narrow);
@@ -18,7 +18,7 @@ void cast_bf16(const float* x, std::int64_t count, std::uint16_t* out);
 
 // out = acc / mass + 0, lse = peak + log(mass); a row that saw nothing gives 0 and -inf. acc:
 // [rows][head_dim].
-void finish_state(const float* acc, const float* peak, const float* mass, std::int64_t rows, std::int64_t head_dim,
-                  void* out, bool narrow, float* lse);
+void finish_state(const float* acc, const float* peak, const float* mass, std::int64_t rows,
+                  std::int64_t head_dim, void* out, bool narrow, float* lse);
 
 }  // namespace tokenvm

@@ -36,7 +36,9 @@ inline bf16 narrow(float value) {
   return static_cast<bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-inline std::int64_t ceil_to(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
+inline std::int64_t ceil_to(std::int64_t value, std::int64_t step) {
+  return (value + step - 1) / step * step;
+}
 inline std::int64_t floor_to(std::int64_t value, std::int64_t step) { return value / step * step; }
 
 // Flush-to-zero and denormals-are-zero on the current thread until the end of the scope: the tile unit

@@ -23,7 +23,10 @@ void resize_team(int threads);
 template <class Function>
 void parallel_for(std::size_t tasks, Function&& function) {
   run_tasks(
-      tasks, [](void* context, std::size_t task) { (*static_cast<std::remove_reference_t<Function>*>(context))(task); },
+      tasks,
+      [](void* context, std::size_t task) {
+        (*static_cast<std::remove_reference_t<Function>*>(context))(task);
+      },
       &function);
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from tokenvm.staging import Staged
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Tier
 
-_NAMES = {Tier.DEVICE: "device", Tier.HOST: "host", Tier.DISK: "disk"}
+_NAMES: Final[Mapping[Tier, str]] = {Tier.DEVICE: "device", Tier.HOST: "host", Tier.DISK: "disk"}
 
 
 class Account:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tokenvm.config import MemoryConfig
 from tokenvm.errors import LimitTooSmall
@@ -54,17 +55,23 @@ def plan_budget(config: MemoryConfig, needs: Needs, free_bytes: int, free_disk_b
     Raises:
         LimitTooSmall: a limit is below the minimum; the message names it.
     """
-    host_bytes = 0 if config.host_memory == "auto" else config.host_memory
-    host_slots = host_bytes // needs.page_bytes
-    disk_bytes = free_disk_bytes // 2 if config.nvme_limit == "auto" else config.nvme_limit
-    if disk_bytes < needs.page_bytes:
-        disk_bytes = 0
+    host_slots = _lower_bytes("host_memory", config.host_memory, 0, needs) // needs.page_bytes
+    disk_bytes = _lower_bytes("nvme_limit", config.nvme_limit, free_disk_bytes // 2, needs)
     spills = host_slots > 0 or disk_bytes > 0
     kv_bytes = _kv_bytes(config, needs, free_bytes, spills=spills)
     ring_slots = _ring_slots(kv_bytes, needs) if spills else 0
     device_slots = (kv_bytes - ring_slots * needs.part_bytes) // needs.page_bytes
     device_slots = min(device_slots, max(needs.wanted_pages, 2))
     return Budget(device_slots, ring_slots, host_slots, disk_bytes, kv_bytes)
+
+
+def _lower_bytes(name: str, given: int | Literal["auto"], automatic: int, needs: Needs) -> int:
+    """Return the bytes of a lower tier, 0 for off: where the user named a limit it has to hold a page."""
+    if given == "auto":
+        return automatic if automatic >= needs.page_bytes else 0
+    if given:
+        _require(name, given, needs.page_bytes, "one page; 0 switches the tier off")
+    return given
 
 
 def _ring_slots(kv_bytes: int, needs: Needs) -> int:

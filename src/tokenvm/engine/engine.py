@@ -120,10 +120,10 @@ class Engine:
 
     def _commit(self, plan: Plan, choices: dict[SeqId, Choice], lost: dict[SeqId, int]) -> tuple[Event, ...]:
         """Enter the step's outcome everywhere; a sequence with a damaged page falls back to before that page."""
+        for seq, valid in lost.items():
+            lost[seq] = self.kvcache.truncate(seq, valid)
         for span in plan.spans:
-            if span.seq in lost:
-                lost[span.seq] = self.kvcache.truncate(span.seq, lost[span.seq])
-            else:
+            if span.seq not in lost:
                 self.kvcache.commit(span.seq, span.count, self.scheduler.sequence(span.seq).tokens)
         if plan.spills:
             self.kvcache.write_behind()

@@ -12,7 +12,7 @@ from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import Budget, Needs, plan_budget
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.runner import Runner, workspace_bytes
-from tokenvm.errors import ConfigError
+from tokenvm.errors import ConfigError, StorageError
 from tokenvm.kernels.linear import PackedMatrix
 from tokenvm.kernels.native import NUMERICS_ID, set_threads
 from tokenvm.kernels.paging import PartGeometry
@@ -67,7 +67,7 @@ def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend 
     geometry = _geometry(model, settings.memory)
     layout = PageLayout(model.spec.layers, geometry.part_bytes)
     set_threads(limits.threads)
-    disk_free = free_disk_bytes(settings.disk_path)
+    disk_free = _disk_room(settings, layout.page_bytes)
     budget = plan_budget(
         settings.memory, _needs(model, layout, limits, geometry), free_memory_bytes(), disk_free
     )
@@ -125,6 +125,18 @@ def _needs(model: LoadedModel, layout: PageLayout, limits: _Numbers, geometry: P
         workspace_bytes=workspace_bytes(model.spec, limits.max_tokens_per_forward, model.weights.dtype),
         wanted_pages=limits.max_num_seqs * pages_each + 1,
     )
+
+
+def _disk_room(settings: Settings, page_bytes: int) -> int:
+    """Return the free bytes below the disk tier's folder; StorageError if the user named it and nothing fits there."""
+    free = free_disk_bytes(settings.disk_path)
+    memory = settings.memory
+    if memory.nvme_path != "auto" and memory.nvme_limit != 0 and free < 2 * page_bytes:
+        raise StorageError(
+            f"there is no room for pages in {settings.disk_path} ({free} bytes free): "
+            "set nvme_path to a folder on another disk, or nvme_limit=0"
+        )
+    return free
 
 
 def _reads_in_flight(memory: MemoryConfig) -> int:

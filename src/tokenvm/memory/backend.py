@@ -7,8 +7,9 @@ Addresses are plain integers. A copy has a near side (`address`, in memory or on
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,12 @@ class Status(enum.IntEnum):
     DROPPED = 6
 
 
-MOVED_NAMES = {Kind.READ: "nvme_read", Kind.WRITE: "nvme_write", Kind.COPY_IN: "h2d", Kind.COPY_OUT: "d2h"}
+MOVED_NAMES: Final[Mapping[Kind, str]] = {
+    Kind.READ: "nvme_read",
+    Kind.WRITE: "nvme_write",
+    Kind.COPY_IN: "h2d",
+    Kind.COPY_OUT: "d2h",
+}
 """The public name of each kind's byte counter. A read that ends on the device counts as `nvme_read` alone."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenvm.errors import BuildError, StorageError
+from tokenvm.kernels.paging import fill
 from tokenvm.memory.backend import MOVED_NAMES, Copies, CopyResult, Kind, Program
 from tokenvm.memory.layout import ALIGNMENT_BYTES
 from tokenvm.vocab import Answer
@@ -181,7 +182,7 @@ class CpuDevice:
 
     def fill(self, address: int, byte: int, nbytes: int) -> None:
         """See `DeviceBackend.fill`."""
-        native().fill(address, byte, nbytes)
+        fill(address, nbytes, byte)
 
     def reading(self, addresses: NDArray[np.uint64]) -> None:
         """Nothing to check: the native pool cannot tell."""

@@ -108,16 +108,23 @@ class Ledger:
         return any(other is not copy and not other.arriving for other in entry.copies.values())
 
     def lose(self, unit: UnitId, tier: Tier) -> bool:
-        """A copy is damaged and goes; return whether the unit is lost with it (then its owners must let go)."""
+        """A copy is damaged and goes; return whether the unit is lost with it (then its owners must let go).
+
+        The copy is whole, no move reads it any more, and no pin holds it.
+        """
         entry = self._units[unit]
+        copy = entry.copies[tier]
+        assert not copy.arriving, f"unit {unit}: its copy in {tier.name} is not whole: fail the move"
+        assert not copy.sources, f"unit {unit}: a move reads its copy in {tier.name}: end it first"
+        assert tier is not Tier.DEVICE or not entry.pins, f"unit {unit}: its device copy is pinned"
         self._forget(entry, tier)
         entry.lost = not entry.copies
         return entry.lost
 
     def pin(self, units: Iterable[UnitId]) -> None:
-        """Hold the device copies where they are until `unpin`."""
+        """Hold whole device copies where they are until `unpin`."""
         for unit in units:
-            assert Tier.DEVICE in self._units[unit].copies, f"unit {unit} has no device copy to pin"
+            assert self.resident(unit, Tier.DEVICE), f"unit {unit} has no whole device copy to pin"
             self._units[unit].pins += 1
 
     def unpin(self, units: Iterable[UnitId]) -> None:
@@ -164,6 +171,10 @@ class Ledger:
     def sealed(self, unit: UnitId) -> bool:
         """Whether the unit's bytes are final."""
         return self._units[unit].sealed
+
+    def lost(self, unit: UnitId) -> bool:
+        """Whether the unit's last copy was given up as damaged."""
+        return self._units[unit].lost
 
     def pinned(self, unit: UnitId) -> bool:
         """Whether the unit's device copy is held in place."""
@@ -239,6 +250,7 @@ def _check_unit(name: UnitId, unit: Unit) -> None:
         unit.references > 0 or unit.pins or len(whole) < len(unit.copies) or any(c.sources for c in whole)
     ), f"unit {name} has no owner and no reason to stay"
     if unit.pins:
-        assert Tier.DEVICE in unit.copies, f"unit {name} is pinned, but not on the device"
+        held = any(tier is Tier.DEVICE and not copy.arriving for tier, copy in unit.copies.items())
+        assert held, f"unit {name} is pinned, but not on the device"
     arriving = len(unit.copies) - len(whole)
     assert sum(copy.sources for copy in unit.copies.values()) == arriving, f"unit {name}: moves do not add up"

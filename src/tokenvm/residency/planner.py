@@ -1,9 +1,10 @@
 """Who leaves the device, who comes back, what is written behind, what is streamed. Decides; never executes.
 
-Dense decode touches every page of a running sequence in every step, layer by layer: a cyclic scan, on which giving up
-the least recently used page never hits. So pages of running sequences leave newest first and come back oldest first:
-what is resident stays resident, step after step, and the rest is streamed. For equal pages in a cyclic scan of N with
-room for D that hits D of N times; Belady's optimum is (D - 1) / (N - 1) per lap.
+Dense decode touches every page of a running sequence in every step, layer by layer: a cyclic scan, on which
+giving up the least recently used page never hits. So pages of running sequences leave newest first and come
+back oldest first: what is resident stays resident, step after step, and the rest is streamed. For equal pages
+in a cyclic scan of N with room for D that hits D of N times, and nothing hits more often. Belady's optimum,
+which brings in every page it touches, hits (D - 1) of (N - 1) times: streaming is better.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from tokenvm.residency.ledger import Ledger
 from tokenvm.residency.policy.base import Policy
-from tokenvm.vocab import Tier, UnitId
+from tokenvm.vocab import Answer, Tier, UnitId
 
 Pages = Sequence[UnitId]
 
@@ -38,13 +40,13 @@ class Victim:
 def choose_victims(count: int, ledger: Ledger, policy: Policy, running: Sequence[Pages]) -> list[Victim]:
     """Choose at most `count` sealed, unpinned pages on the device.
 
-    First those of no running sequence, in the policy's order; then those of running ones, newest first, and among them
-    those that are free to drop before those whose copy below is not whole yet.
+    First those of no running sequence, in the policy's order; then those of running ones: those that are free
+    to drop before those whose copy below is not whole yet, and among equals the newest first.
     """
     needed = {unit for pages in running for unit in pages}
     chosen = policy.victims(count, lambda unit: unit not in needed and _may_leave(unit, ledger))
     if len(chosen) < count:
-        scanned = [unit for unit in _newest_first(running) if _may_leave(unit, ledger)]
+        scanned = [unit for unit in reversed(_oldest_first(running)) if _may_leave(unit, ledger)]
         scanned.sort(
             key=lambda unit: _parting(unit, ledger) is not Parting.DROP
         )  # stable: still newest first
@@ -53,35 +55,34 @@ def choose_victims(count: int, ledger: Ledger, policy: Policy, running: Sequence
 
 
 def choose_promotions(spare_slots: int, ledger: Ledger, running: Sequence[Pages]) -> list[UnitId]:
-    """Choose streamed pages for `spare_slots` free device slots: the oldest of each sequence first, in turn."""
-    wanted = (
-        unit
-        for rank in _ranks(running)
-        for unit in rank
-        if ledger.sealed(unit)
-        and not ledger.resident(unit, Tier.DEVICE)
-        and not ledger.arriving(unit, Tier.DEVICE)
-    )
-    return [unit for unit, _ in zip(wanted, range(spare_slots), strict=False)]
+    """Choose streamed pages for `spare_slots` free device slots: the oldest of each sequence, in turn."""
+    wanted = (unit for unit in _oldest_first(running) if _may_come(unit, ledger))
+    return list(islice(wanted, max(0, spare_slots)))
 
 
 def choose_write_behind(ledger: Ledger, running: Sequence[Pages]) -> list[tuple[UnitId, Tier]]:
     """Choose the sealed pages that have no copy below the device, in order, each with the tier it goes to."""
     room = {tier: ledger.free(tier) for tier in (Tier.HOST, Tier.DISK)}
     chosen: list[tuple[UnitId, Tier]] = []
-    for pages in running:
-        for unit in dict.fromkeys(pages):
-            if ledger.sealed(unit) and ledger.resident(unit, Tier.DEVICE) and not ledger.lowered(unit):
-                tier = next((tier for tier in room if room[tier]), None)
-                if tier is None:
-                    return chosen
-                room[tier] -= 1
-                chosen.append((unit, tier))
+    for unit in dict.fromkeys(unit for pages in running for unit in pages):
+        if ledger.sealed(unit) and ledger.resident(unit, Tier.DEVICE) and not ledger.lowered(unit):
+            tier = next((tier for tier in room if room[tier]), None)
+            if tier is None:
+                return chosen
+            room[tier] -= 1
+            chosen.append((unit, tier))
     return chosen
 
 
 def _may_leave(unit: UnitId, ledger: Ledger) -> bool:
     return ledger.sealed(unit) and ledger.resident(unit, Tier.DEVICE) and not ledger.pinned(unit)
+
+
+def _may_come(unit: UnitId, ledger: Ledger) -> bool:
+    """Whether a sealed page has a whole copy, but none on the device or on its way there."""
+    found = ledger.find(unit)
+    streamed = found.answer is Answer.HIT and found.tier is not Tier.DEVICE
+    return streamed and ledger.sealed(unit) and not ledger.arriving(unit, Tier.DEVICE)
 
 
 def _parting(unit: UnitId, ledger: Ledger) -> Parting:
@@ -90,12 +91,9 @@ def _parting(unit: UnitId, ledger: Ledger) -> Parting:
     return Parting.AWAIT if ledger.lowered(unit) else Parting.DEMOTE
 
 
-def _newest_first(running: Sequence[Pages]) -> Iterator[UnitId]:
-    """Tails before heads, over all sequences in turn; a shared page counts where it is oldest."""
-    order: dict[UnitId, None] = {}
-    for rank in _ranks(running):
-        order.update(dict.fromkeys(rank))
-    return reversed(order)
+def _oldest_first(running: Sequence[Pages]) -> list[UnitId]:
+    """Heads before tails, over all sequences in turn; a shared page counts where it is oldest."""
+    return list(dict.fromkeys(unit for rank in _ranks(running) for unit in rank))
 
 
 def _ranks(running: Sequence[Pages]) -> Iterator[list[UnitId]]:

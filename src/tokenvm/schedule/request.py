@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from tokenvm.errors import RequestError
 from tokenvm.vocab import SeqId
@@ -23,6 +25,49 @@ NEUTRAL = MappingProxyType(
     }
 )
 """Fields that are part of the interface but not served yet, with the only value that is accepted."""
+
+MIN_TEMPERATURE: Final = 1e-6
+"""Below it, logits divided by the temperature may overflow."""
+
+
+def _is_whole(value: Any, least: float = -math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _all(holds: Callable[[Any], bool], values: Any) -> bool:
+    return isinstance(values, tuple | list) and all(map(holds, values))
+
+
+RANGES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    "temperature": (
+        f"0 for greedy, or a number from {MIN_TEMPERATURE} on",
+        lambda value: _is_number(value) and (value == 0 or value >= MIN_TEMPERATURE),
+    ),
+    "top_p": ("a number above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1),
+    "top_k": ("-1 or 0 for off, or a positive whole number", lambda value: _is_whole(value, -1)),
+    "stop": (
+        "None, a non-empty text or a list of them",
+        lambda value: value is None or _is_text(value) or _all(_is_text, value),
+    ),
+    "stop_token_ids": (
+        "None or a list of token ids",
+        lambda value: value is None or _all(lambda token: _is_whole(token, 0), value),
+    ),
+    "ignore_eos": ("True or False", lambda value: isinstance(value, bool)),
+    "max_tokens": ("a whole number, 1 or more", lambda value: _is_whole(value, 1)),
+    "seed": ("a whole number or None", lambda value: value is None or _is_whole(value)),
+    "logprobs": ("None or a whole number, 0 or more", lambda value: value is None or _is_whole(value, 0)),
+    "skip_special_tokens": ("True or False", lambda value: isinstance(value, bool)),
+}
+"""Field → what may be given, in words and as a test."""
 
 
 @dataclass(frozen=True)
@@ -58,34 +103,10 @@ class SamplingParams:
         for name, value in NEUTRAL.items():
             if getattr(self, name) != value:
                 raise RequestError(f"SamplingParams.{name} is not served yet: leave it at {value!r}")
-        _require(
-            _is_number(self.temperature) and self.temperature >= 0,
-            "temperature",
-            self.temperature,
-            "0 or more",
-        )
-        _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _require(
-            _is_whole(self.top_k) and self.top_k >= -1,
-            "top_k",
-            self.top_k,
-            "-1 or 0 for off, or a positive whole number",
-        )
-        _require(
-            _is_whole(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more"
-        )
-        _require(self.seed is None or _is_whole(self.seed), "seed", self.seed, "a whole number or None")
-        counted = self.logprobs is None or (_is_whole(self.logprobs) and self.logprobs >= 0)
-        _require(counted, "logprobs", self.logprobs, "None, 0 or more")
-        _require(
-            all(isinstance(text, str) and text for text in self.stop_strings),
-            "stop",
-            self.stop,
-            "non-empty texts",
-        )
-        _require(
-            all(map(_is_whole, self.stop_token_ids or ())), "stop_token_ids", self.stop_token_ids, "token ids"
-        )
+        for name, (allowed, holds) in RANGES.items():
+            value = getattr(self, name)
+            if not holds(value):
+                raise RequestError(f"SamplingParams.{name}={value!r} is not possible: give {allowed}")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -142,15 +163,7 @@ class Sequence:
         """How many known tokens still lack their KV; 1 while decoding."""
         return len(self.tokens) - self.computed
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require(holds: bool, name: str, value: Any, allowed: str) -> None:
-    if not holds:
-        raise RequestError(f"SamplingParams.{name}={value!r} is not possible: give {allowed}")
+    @property
+    def decoding(self) -> bool:
+        """Whether all but the last produced token have their KV; a lone prompt token is still prefill."""
+        return self.pending == 1 and self.new_tokens > 0

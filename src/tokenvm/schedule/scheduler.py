@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 from tokenvm.errors import RequestError
 from tokenvm.schedule.plan import Event, FinishedEvent, Plan, Span, TokenEvent
@@ -26,6 +27,10 @@ class Limits:
     held_pages: int
     vocab_size: int
     eos_token_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        assert self.device_slots >= 2, "one slot for an open page and one spare"
+        assert min(self.max_num_seqs, self.max_tokens_per_forward, self.block_tokens, self.held_pages) >= 1
 
 
 class Scheduler:
@@ -86,7 +91,7 @@ class Scheduler:
         self._admit()
         budget = self.limits.max_tokens_per_forward
         spans: list[Span] = []
-        for sequence in sorted(self._running.values(), key=lambda s: s.pending > 1):
+        for sequence in sorted(self._running.values(), key=lambda s: not s.decoding):
             count = min(sequence.pending, budget, self._chunk_tokens(sequence, spans))
             if count > 0:
                 spans.append(Span(sequence.seq, sequence.computed, count, count == sequence.pending))
@@ -97,11 +102,12 @@ class Scheduler:
     def commit(self, plan: Plan, tokens: Mapping[SeqId, int], lost: Mapping[SeqId, int]) -> list[Event]:
         """Advance by what was computed; sequences in `lost` fall back to that many tokens and take no new one."""
         events: list[Event] = []
+        for seq, valid in lost.items():
+            self._running[seq].computed = min(self._running[seq].computed, valid)
         for span in plan.spans:
-            sequence = self._running[span.seq]
             if span.seq in lost:
-                sequence.computed = min(sequence.computed, lost[span.seq])
                 continue
+            sequence = self._running[span.seq]
             sequence.computed = span.end
             if span.samples:
                 events += self._take(sequence, tokens[span.seq])
@@ -161,11 +167,12 @@ class Scheduler:
         ids, limits = request.prompt_token_ids, self.limits
         if not ids:
             raise RequestError("the prompt is empty: give at least one token")
-        wrong = next((token for token in ids if not 0 <= token < limits.vocab_size), None)
-        if wrong is not None:
-            raise RequestError(
-                f"token id {wrong} is outside the vocabulary: ids go from 0 to {limits.vocab_size - 1}"
-            )
+        for token in ids:
+            if not isinstance(token, Integral) or not 0 <= token < limits.vocab_size:
+                raise RequestError(
+                    f"token id {token!r} is not in the vocabulary: ids are whole numbers from 0 to "
+                    f"{limits.vocab_size - 1}"
+                )
         if len(ids) >= limits.max_model_len:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens and the model allows {limits.max_model_len} with at least one "

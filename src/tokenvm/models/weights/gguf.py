@@ -34,7 +34,7 @@ CONVERTER_VERSION: Final = 1
 RECORD_NAME: Final = "tokenvm.json"
 """Written last: a folder that holds it is whole."""
 
-_BLOCK_NAMES: Final = {
+_BLOCK_NAMES: Final[Mapping[str, str]] = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -45,7 +45,7 @@ _BLOCK_NAMES: Final = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_END_NAMES: Final = {
+_END_NAMES: Final[Mapping[str, str]] = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
