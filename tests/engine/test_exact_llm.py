@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from fixtures_engine import VOCAB_SIZE, kv_limit_for, page_bytes, prompt, tiny_model
+from fixtures_engine import VOCAB_SIZE, kv_limit_for, page_bytes, prompt, tiny_model, used_slots
 
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.launch import Settings
@@ -89,7 +89,7 @@ def test_a_stop_string_frees_the_pages_while_others_go_on(tokenizer: Tokenizer, 
         assert first[0] == whole[0][0][: whole[0][0].index(whole[0][0][4]) + 1]
         assert first[3] == "stop"
         assert others == whole[1:]
-        assert llm.stats()["tiers"]["device"]["used_bytes"] == 0
+        assert used_slots(llm.engine) == [0, 0, 0]
 
 
 def test_a_stream_left_early_frees_its_pages(tokenizer: Tokenizer, tmp_path: Path) -> None:

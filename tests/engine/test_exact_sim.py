@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures_engine import Said, prompt, running, speak, tiny_model
+from fixtures_engine import Said, prompt, running, speak, tiny_model, used_slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,7 +112,7 @@ def test_a_disk_that_refuses_all_writes_is_an_error_and_then_works_again(tmp_pat
         abort_all(engine)
         broken[0] = False
         assert speak(engine, PROMPTS, TOKENS) == roomy()
-        assert engine.stats()["tiers"]["device"]["used_bytes"] == 0
+        assert used_slots(engine) == [0, 0, 0]
 
 
 def abort_all(engine: Engine) -> None:
