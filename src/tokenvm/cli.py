@@ -24,6 +24,8 @@ app = typer.Typer(
 bench = typer.Typer(help="Measurements: a card for people, one JSON line for machines.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
+_INTERRUPTED = 130
+
 Model = Annotated[str, typer.Option(help="A built-in name (smollm2), a Hugging Face folder or a .gguf file.")]
 KvLimit = Annotated[str | None, typer.Option(help='Memory for KV pages, such as "64MB".')]
 HostMemory = Annotated[str | None, typer.Option(help="Memory of the host tier; 0 switches it off.")]
@@ -82,6 +84,7 @@ def run(
         nvme_limit=nvme_limit,
         block_tokens=block_tokens,
     )
+    _check_fraction(kv_fraction)
     job = Job.needle() if needle else Job.from_user(file, prompt)
     card = run_job(job, model, resolved, kv_fraction=kv_fraction, max_tokens=max_tokens, compare=compare,
                    threads=threads, dtype=dtype)  # fmt: skip
@@ -176,18 +179,27 @@ def env(as_json: Json = False) -> None:
 def main() -> None:
     """Run the command line; every error a user can fix becomes one line and exit code 2, Ctrl-C exit code 130."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+        code = _run_app()
     except TokenVMError as error:
-        typer.echo(f"tokenvm: {error}", err=True)
-        sys.exit(2)
+        code = _refuse(str(error))
     except typer.TyperException as error:
-        typer.echo(f"tokenvm: {error}", err=True)
-        sys.exit(2)
+        code = _refuse(error.format_message())
+    sys.exit(code)
+
+
+def _run_app() -> int:
+    try:
+        code: int = app(standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
+        typer.echo("interrupted", err=True)
+    return code
+
+
+def _refuse(message: str) -> int:
+    typer.echo(f"tokenvm: {message}", err=True)
+    return 2
 
 
 def _memory(**given: Any) -> Resolved:
@@ -204,9 +216,14 @@ def _fractions(text: str) -> list[float]:
         raise ConfigError(
             f'--kv-fraction "{text}" is not a list of numbers: type --kv-fraction 1,0.5,0.1'
         ) from None
-    if not all(0 < fraction <= 1 for fraction in fractions):
-        raise ConfigError("--kv-fraction takes numbers above 0 and at most 1: type --kv-fraction 1,0.5,0.1")
+    for fraction in fractions:
+        _check_fraction(fraction)
     return fractions
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"--kv-fraction {fraction} is not above 0 and at most 1: type --kv-fraction 0.1")
 
 
 def _set_up_logging(verbose: int, quiet: bool) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from tokenvm.bench.screen import Screen
-from tokenvm.clock import RealClock
 from tokenvm.config import MemoryConfig, Resolved
 from tokenvm.engine.budget import minimum_kv_bytes
 from tokenvm.engine.launch import Settings, needs_of
@@ -159,19 +158,15 @@ def _run(
     params: SamplingParams,
     screen: Screen,
 ) -> Outcome:
-    clock = RealClock()
     with LLM.from_loaded(model, tokenizer, settings) as llm, screen.answering(title, len(ids)) as live:
-        began_s = clock.now_s()
-        first_s = 0.0
-        answer = CompletionOutput(index=0)
         stream = llm.stream(
             {"prompt_token_ids": ids}, params, on_step=lambda result: live.step(result, llm.stats())
         )
         for chunk in stream:
-            first_s = first_s or clock.now_s()
-            answer = chunk.output.outputs[0]
             live.text(chunk.text)
-        return Outcome(answer, first_s - began_s, clock.now_s() - first_s, llm.stats())
+        answer, times = chunk.output.outputs[0], chunk.output.metrics
+        assert times is not None, "a finished output has times"
+        return Outcome(answer, times.ttft_s, times.latency_s - times.ttft_s, llm.stats())
 
 
 def _card(

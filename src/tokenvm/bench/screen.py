@@ -98,17 +98,23 @@ class Screen:
     @contextmanager
     def getting_model(self) -> Iterator[Report]:
         """Show how far download and conversion are; nothing is shown if there is nothing to do."""
-        with Bars(console=self.console, transient=True) as bars:
-            tasks: dict[str, Any] = {}
+        bars = Bars(console=self.console, transient=True)
+        tasks: dict[str, Any] = {}
 
-            def report(progress: Progress) -> None:
-                if progress.message not in tasks:
-                    tasks[progress.message] = bars.add_task(progress.message, total=progress.total or None)
-                    if not self.console.is_terminal:
-                        self.console.print(progress.message)
-                bars.update(tasks[progress.message], completed=progress.done)
+        def report(progress: Progress) -> None:
+            if not tasks and self.console.is_terminal:
+                bars.start()
+            if progress.message not in tasks:
+                tasks[progress.message] = bars.add_task(progress.message, total=progress.total or None)
+                if not self.console.is_terminal:
+                    self.console.print(progress.message)
+            bars.update(tasks[progress.message], completed=progress.done)
 
+        try:
             yield report
+        finally:
+            if tasks and self.console.is_terminal:
+                bars.stop()
 
     def answering(self, title: str, prompt_tokens: int) -> Answering:
         """Show one run while it goes on."""

@@ -89,10 +89,10 @@ class _Numbers:
 
 def _whole_limits(model: LoadedModel, settings: Settings) -> _Numbers:
     given = {
-        "max_model_len": settings.max_model_len or model.spec.max_model_len,
-        "max_num_seqs": settings.max_num_seqs or DEFAULT_MAX_NUM_SEQS,
-        "max_tokens_per_forward": settings.max_tokens_per_forward or DEFAULT_MAX_TOKENS_PER_FORWARD,
-        "threads": settings.threads or usable_cores(),
+        "max_model_len": _or(settings.max_model_len, model.spec.max_model_len),
+        "max_num_seqs": _or(settings.max_num_seqs, DEFAULT_MAX_NUM_SEQS),
+        "max_tokens_per_forward": _or(settings.max_tokens_per_forward, DEFAULT_MAX_TOKENS_PER_FORWARD),
+        "threads": _or(settings.threads, usable_cores()),
     }
     for name, value in given.items():
         if not isinstance(value, int) or value < 1:
@@ -103,6 +103,10 @@ def _whole_limits(model: LoadedModel, settings: Settings) -> _Numbers:
             f"give at most {model.spec.max_model_len}"
         )
     return _Numbers(**given)
+
+
+def _or(given: int | None, default: int) -> int:
+    return default if given is None else given
 
 
 def _geometry(model: LoadedModel, memory: MemoryConfig) -> PartGeometry:
