@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Reference:
     def feed(self, token_id: int) -> torch.Tensor:
         """Add one token to the sequence; return the logits fp32 [vocab_size] after it."""
         assert self._past is not None, "Reference.feed before begin"
-        return self._forward([token_id])
+        with _one_thread():
+            return self._forward([token_id])
 
     def end(self) -> None:
         """Forget the sequence and free its KV cache."""
@@ -52,6 +54,17 @@ class Reference:
         self._past = answer.past_key_values
         logits: torch.Tensor = answer.logits[0, -1]
         return logits
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: a row is too little work to share, and sharing is slow where cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _transformers() -> Any:
