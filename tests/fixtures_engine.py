@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from tokenvm.vocab import Tier
 
 BLOCK_TOKENS = 16
 VOCAB_SIZE = 97
-MAX_STEPS = 5000
+MAX_STEPS = 2000
 """More than any test takes: an engine that makes no progress fails instead of hanging."""
 
 
@@ -163,8 +163,12 @@ def speak(
     params: SamplingParams | None = None,
     every_steps: int = 0,
     on_step: OnStep | None = None,
+    deaf_to: Set[str] = frozenset(),
 ) -> list[Said]:
-    """Run prompts to their end; each comes `every_steps` steps after the one before. Laws are checked every step."""
+    """Run prompts to their end; each comes `every_steps` steps after the one before. Laws are checked every step.
+
+    Requests named in `deaf_to`, which are running already, are not listened to.
+    """
     said = {f"prompt-{at}": Said() for at in range(len(prompts))}
     shown: dict[int, bytes] = {}
 
@@ -182,17 +186,19 @@ def speak(
             engine.add(queue.pop(0))
         if not queue and not engine.has_work:
             break
-        _hear(engine, said, shown)
+        _hear(engine, said, shown, deaf_to)
         if on_step is not None:
             on_step(engine, step)
     assert all(one.reason for one in said.values()), "the engine makes no progress"
     return list(said.values())
 
 
-def _hear(engine: Engine, said: dict[str, Said], shown: dict[int, bytes]) -> None:
+def _hear(engine: Engine, said: dict[str, Said], shown: dict[int, bytes], deaf_to: Set[str]) -> None:
     result = engine.step()
     engine.kvcache.check()
     for event in result.events:
+        if event.request_id in deaf_to:
+            continue
         one = said[event.request_id]
         if isinstance(event, FinishedEvent):
             one.reason = event.reason
@@ -203,6 +209,12 @@ def _hear(engine: Engine, said: dict[str, Said], shown: dict[int, bytes]) -> Non
             one.tokens.append(event.token)
             one.logprobs.append((*choice.best, (choice.token, choice.logprob)))
             one.rows.append(shown[event.seq])
+
+
+def used_slots(engine: Engine) -> list[int]:
+    """Slots taken in each tier, once every move in flight has ended."""
+    engine.kvcache.vm.finish_transfers()
+    return [engine.kvcache.vm.ledger.used(tier) for tier in Tier]
 
 
 def assert_spilled(

@@ -18,6 +18,7 @@ from tokenvm.models.fetch import default_cache_dir, resolve_model
 from tokenvm.models.progress import Report, silent
 from tokenvm.models.weights.pack import LoadedModel, load_model
 from tokenvm.outputs import RequestOutput, StreamChunk
+from tokenvm.schedule.plan import FinishedEvent
 from tokenvm.schedule.request import Request, SamplingParams
 from tokenvm.tokenizer import Tokenizer
 
@@ -162,14 +163,17 @@ class LLM:
         return list(params)
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> tuple[Request, str | None]:
-        text = prompt if isinstance(prompt, str) else prompt.get("prompt")
-        ids = None if isinstance(prompt, str) else prompt.get("prompt_token_ids")
+        fields: Mapping[str, Any] = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
+        text, ids = fields.get("prompt"), fields.get("prompt_token_ids")
         if ids is None:
             if not isinstance(text, str):
                 raise RequestError('a prompt is a text or {"prompt_token_ids": [...]}')
             ids = self._tokenizer.encode(text)
-        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-            raise RequestError("prompt_token_ids holds something that is not a whole number")
+        whole = isinstance(ids, Sequence) and all(type(token) is int for token in ids)
+        if not whole:
+            raise RequestError(
+                "prompt_token_ids is not a list of whole numbers: give one, as a tokenizer makes it"
+            )
         name = f"request-{self._requests}"
         self._requests += 1
         return Request(name, tuple(ids), params, self._clock.now_s()), text
@@ -201,9 +205,11 @@ class LLM:
     def _step(self, collectors: Mapping[str, Collector]) -> StepResult:
         result = self.engine.step()
         now_s = self._clock.now_s()
+        ended = {event.seq for event in result.events if isinstance(event, FinishedEvent)}
         for event in result.events:
             collector = collectors.get(event.request_id)
-            if collector is not None and collector.hear(event, result.choices, now_s):
+            stops = collector is not None and collector.hear(event, result.choices, now_s)
+            if stops and event.seq not in ended:
                 self.engine.stop(event.seq)
         return result
 

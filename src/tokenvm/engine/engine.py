@@ -14,11 +14,15 @@ from tokenvm.clock import Clock
 from tokenvm.engine.account import Account
 from tokenvm.engine.runner import Runner
 from tokenvm.engine.sampler import Choice, choose
+from tokenvm.errors import StorageError
 from tokenvm.kvcache import KVCache
 from tokenvm.schedule.plan import Event, FinishedEvent, Plan
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.scheduler import Scheduler
 from tokenvm.vocab import SeqId
+
+MAX_FALLBACKS = 32
+"""How often in a row a sequence may lose a page before it gets its next token: more means that a tier is broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Engine:
         self.account = Account(kvcache.vm)
         self._clock = clock
         self._seed = seed
+        self._fallbacks: dict[SeqId, int] = {}  # of each sequence, since its last token
 
     @property
     def has_work(self) -> bool:
@@ -65,7 +70,13 @@ class Engine:
         return seq
 
     def step(self) -> StepResult:
-        """Compute one step for every sequence that runs: plan, stage, run, sample, commit."""
+        """Compute one step for every sequence that runs: plan, stage, run, sample, commit.
+
+        Raises:
+            StorageError: a page cannot be written, or pages come back damaged again and again. Nothing of this step
+                was committed; it may be tried again, or the requests be aborted.
+        """
+        self._refuse_broken_tier()
         began_s = self._clock.now_s()
         plan = self._plan()
         if not plan.spans:
@@ -122,6 +133,9 @@ class Engine:
         """Enter the step's outcome everywhere; a sequence with a damaged page falls back to before that page."""
         for seq, valid in lost.items():
             lost[seq] = self.kvcache.truncate(seq, valid)
+            self._fallbacks[seq] = self._fallbacks.get(seq, 0) + 1
+        for seq in choices:
+            self._fallbacks.pop(seq, None)
         for span in plan.spans:
             if span.seq not in lost:
                 self.kvcache.commit(span.seq, span.count, self.scheduler.sequence(span.seq).tokens)
@@ -135,3 +149,13 @@ class Engine:
         for event in events:
             if isinstance(event, FinishedEvent) and event.seq in self.kvcache:
                 self.kvcache.release(event.seq)
+                self._fallbacks.pop(event.seq, None)
+
+    def _refuse_broken_tier(self) -> None:
+        """Raise StorageError if some sequence only ever falls back; it would do so for ever."""
+        worst = max(self._fallbacks.values(), default=0)
+        if worst >= MAX_FALLBACKS:
+            raise StorageError(
+                f"pages came back damaged {worst} times in a row: "
+                "check the disk below nvme_path, or set nvme_path to another disk"
+            )

@@ -1,0 +1,126 @@
+"""LLM, the façade, over pages on disk: the tokens of unlimited memory, and ends that come at once."""
+
+from pathlib import Path
+
+import pytest
+import tokenizers
+from fixtures_engine import VOCAB_SIZE, kv_limit_for, page_bytes, prompt, tiny_model, used_slots
+
+from tokenvm.config import MemoryConfig
+from tokenvm.engine.launch import Settings
+from tokenvm.errors import RequestError
+from tokenvm.llm import LLM
+from tokenvm.outputs import RequestOutput
+from tokenvm.schedule.request import SamplingParams
+from tokenvm.tokenizer import Tokenizer
+
+PROMPTS = [{"prompt_token_ids": list(prompt(length))} for length in (70, 33, 16)]
+GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """One word a token: id 7 is "w07"."""
+    folder = tmp_path_factory.mktemp("words")
+    words = tokenizers.models.WordLevel({word(at): at for at in range(VOCAB_SIZE)}, unk_token=word(0))
+    tokenizers.Tokenizer(words).save(str(folder / "tokenizer.json"))
+    return Tokenizer.from_folder(folder)
+
+
+def word(token: int) -> str:
+    return f"w{token:02}"
+
+
+def open_llm(tokenizer: Tokenizer, folder: Path, pages: int = 0, **numbers: int) -> LLM:
+    model = tiny_model()
+    memory = MemoryConfig(
+        block_tokens=16,
+        kv_limit=kv_limit_for(model, pages) if pages else "auto",
+        nvme_limit=64 * page_bytes(model) if pages else 0,
+    )
+    return LLM.from_loaded(model, tokenizer, Settings(memory, folder, max_num_seqs=4, poison=True, **numbers))
+
+
+def bits(outputs: list[RequestOutput]) -> list[tuple[list[int], object, str, str | None]]:
+    completions = [output.outputs[0] for output in outputs]
+    return [(one.token_ids, one.logprobs, one.text, one.finish_reason) for one in completions]
+
+
+def test_generate_under_a_limit_says_what_it_says_without(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with open_llm(tokenizer, tmp_path) as llm:
+        roomy = bits(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
+    with open_llm(tokenizer, tmp_path, pages=5) as llm:
+        assert bits(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == roomy
+        assert llm.stats()["streamed_pages"] > 0
+
+
+def test_a_seeded_request_draws_the_same_alone_and_in_a_batch(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    drawn = SamplingParams(temperature=1.0, seed=5, max_tokens=20, ignore_eos=True, logprobs=0)
+    with open_llm(tokenizer, tmp_path) as llm:
+        alone = [bits(llm.generate(one, drawn, use_tqdm=False))[0] for one in PROMPTS]
+    with open_llm(tokenizer, tmp_path, pages=5, max_tokens_per_forward=20) as llm:
+        assert bits(llm.generate(PROMPTS, drawn, use_tqdm=False)) == alone
+        assert llm.stats()["streamed_pages"] > 0
+    assert len({tuple(tokens) for tokens, *_ in alone}) == 3
+
+
+def test_a_stop_string_that_ends_in_the_last_token_allowed(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Two reasons to end in one step; the stop string is the one that is told."""
+    with open_llm(tokenizer, tmp_path) as llm:
+        (tokens, *_), *_ = bits(llm.generate(PROMPTS[0], GREEDY, use_tqdm=False))
+        fresh = [at for at, token in enumerate(tokens) if token not in tokens[:at]]
+        for last in (fresh[0], fresh[3], fresh[-1]):
+            stop = SamplingParams(
+                temperature=0, max_tokens=last + 1, ignore_eos=True, stop=word(tokens[last])
+            )
+            (output,) = llm.generate(PROMPTS[0], stop, use_tqdm=False)
+            assert output.outputs[0].token_ids == tokens[: last + 1]
+            assert output.outputs[0].finish_reason == "stop"
+            assert output.outputs[0].stop_reason == word(tokens[last])
+            assert output.outputs[0].text.split() == [word(token) for token in tokens[:last]]
+            assert not llm.engine.has_work
+
+
+def test_a_stop_string_frees_the_pages_while_others_go_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with open_llm(tokenizer, tmp_path, pages=5) as llm:
+        whole = bits(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
+        stop = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, stop=word(whole[0][0][4]))
+        first, *others = bits(llm.generate(PROMPTS, [stop, GREEDY, GREEDY], use_tqdm=False))
+        assert first[0] == whole[0][0][: whole[0][0].index(whole[0][0][4]) + 1]
+        assert first[3] == "stop"
+        assert others == whole[1:]
+        assert used_slots(llm.engine) == [0, 0, 0]
+
+
+def test_a_stream_left_early_frees_its_pages(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with open_llm(tokenizer, tmp_path, pages=4) as llm:
+        whole = bits(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
+        stream = llm.stream(PROMPTS[0], GREEDY)
+        assert next(stream).token_id == whole[0][0][0]
+        stream.close()
+        assert not llm.engine.has_work
+        assert bits(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == whole
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        5,
+        None,
+        {},
+        {"prompt": 5},
+        {"prompt_token_ids": 5},
+        {"prompt_token_ids": ["w1"]},
+        {"prompt_token_ids": [1.0]},
+    ],
+    ids=str,
+)
+def test_one_wrong_prompt_refuses_all_and_the_next_call_works(
+    wrong: object, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    with open_llm(tokenizer, tmp_path) as llm:
+        with pytest.raises(RequestError):
+            llm.generate([*PROMPTS, wrong], GREEDY, use_tqdm=False)
+        assert not llm.engine.has_work
+        assert len(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == 3
+        assert llm.generate([], GREEDY, use_tqdm=False) == []
