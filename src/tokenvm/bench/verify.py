@@ -112,7 +112,7 @@ class _Subject:
         with LLM.from_loaded(model, self._tokenizer, settings) as llm:
             compared = compare_prompts(llm, reference, prompts, tokens)
             for at, prompt in enumerate(prompts, start=1):
-                what = f"Transformers {at}/{len(prompts)}, {len(prompt):,} tokens"
+                what = f"Transformers {at}/{len(prompts)}, prompt length {len(prompt):,}"
                 with self._screen.console.status(what):
                     parity = next(compared)
                 ending = "a tie" if parity.excused else parity.problem or "equal"
