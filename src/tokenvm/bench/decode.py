@@ -124,7 +124,7 @@ def _median_rates(samples: list[Sample]) -> dict[str, float]:
 def _streamed(sample: Sample) -> float:
     """Bytes that one token's step reads from below the device."""
     moved = sample.stats["moved_bytes"]
-    return float(moved["nvme_read"] + moved["h2d"]) / sample.stats["steps"]
+    return float(moved["nvme_read"] + moved["h2d"]) / float(sample.stats["steps"])
 
 
 def _floor_s(model: LoadedModel, context: int, sample: Sample) -> float:
