@@ -29,8 +29,9 @@ _WARM_STEPS = 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run at one share: seconds of each decode step, and what the tiers did meanwhile."""
+    """One run at one share: seconds of each decode step, what the tiers did, and the machine's rates just before."""
 
+    rates: dict[str, float]
     ttft_s: float
     steps_s: list[float]
     stats: dict[str, Any]
@@ -58,15 +59,12 @@ def measure(
             f"type --context {loaded.spec.max_model_len - tokens}"
         )
     samples: dict[float, list[Sample]] = {fraction: [] for fraction in fractions}
-    machine: dict[str, list[float]] = {"ram_bytes_per_s": [], "disk_bytes_per_s": []}
     for turn in range(rounds):
         for fraction in fractions:
             console.print(f"round {turn + 1} of {rounds}, {100 * fraction:g} % of the KV memory", style="dim")
-            machine["ram_bytes_per_s"].append(ram_bandwidth(threads_in_use(settings)))
-            machine["disk_bytes_per_s"].append(disk_bandwidth(settings.disk_path))
             samples[fraction].append(_sample(loaded, settings, context, tokens, fraction))
-    rates = {name: max(values) for name, values in machine.items()}
-    rows = [_row(loaded, context, fraction, samples[fraction], rates) for fraction in fractions]
+    rows = [_row(loaded, context, fraction, samples[fraction]) for fraction in fractions]
+    rates = _median_rates([sample for each in samples.values() for sample in each])
     _print(console, rows, rates)
     return {
         "bench": "decode",
@@ -87,14 +85,18 @@ def _sample(model: LoadedModel, settings: Settings, context: int, tokens: int, f
     limited = with_memory(
         settings, settings.memory.model_copy(update={"kv_limit": allowed, "host_memory": 0})
     )
+    rates = {
+        "ram_bytes_per_s": ram_bandwidth(threads_in_use(settings)),
+        "disk_bytes_per_s": disk_bandwidth(settings.disk_path),
+    }
     engine = build_engine(model, unlimited(settings) if fraction == 1 else limited)
     try:
-        return _timed(engine, model.spec.vocab_size, context, tokens)
+        return _timed(engine, model.spec.vocab_size, context, tokens, rates)
     finally:
         engine.close()
 
 
-def _timed(engine: Engine, vocab_size: int, context: int, tokens: int) -> Sample:
+def _timed(engine: Engine, vocab_size: int, context: int, tokens: int, rates: dict[str, float]) -> Sample:
     ids = random.Random(0).choices(range(vocab_size), k=context)
     engine.add(
         Request("bench", tuple(ids), SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True))
@@ -112,28 +114,43 @@ def _timed(engine: Engine, vocab_size: int, context: int, tokens: int) -> Sample
         steps_s.append(time.monotonic() - began_s)
     stats = engine.stats()
     peak = stats["tiers"]["device"]["high_water_bytes"] + stats["ring_bytes"] * bool(stats["streamed_pages"])
-    return Sample(ttft_s, steps_s[_WARM_STEPS:], stats, peak)
+    return Sample(rates, ttft_s, steps_s[_WARM_STEPS:], stats, peak)
 
 
-def _row(
-    model: LoadedModel, context: int, fraction: float, samples: list[Sample], rates: dict[str, float]
-) -> dict[str, Any]:
-    steps_s = sorted(step for sample in samples for step in sample.steps_s)
-    p50_s = statistics.median(steps_s)
-    stats = samples[-1].stats
-    streamed = sum(stats["moved_bytes"][name] for name in ("nvme_read", "h2d")) / stats["steps"]
+def _median_rates(samples: list[Sample]) -> dict[str, float]:
+    return {name: statistics.median(sample.rates[name] for sample in samples) for name in samples[0].rates}
+
+
+def _streamed(sample: Sample) -> float:
+    """Bytes that one token's step reads from below the device."""
+    moved = sample.stats["moved_bytes"]
+    return float(moved["nvme_read"] + moved["h2d"]) / float(sample.stats["steps"])
+
+
+def _floor_s(model: LoadedModel, context: int, sample: Sample) -> float:
+    """The least a step can take: all weights and KV through memory once, and what is streamed through the disk."""
     held = model.weights.nbytes + model.spec.kv_bytes_per_token(model.weights.dtype) * context
-    floor_s = max(held / rates["ram_bytes_per_s"], streamed / rates["disk_bytes_per_s"])
-    hits = {name: tier["hits"] for name, tier in stats["tiers"].items()}
+    rates = sample.rates
+    return max(held / rates["ram_bytes_per_s"], _streamed(sample) / rates["disk_bytes_per_s"])
+
+
+def _row(model: LoadedModel, context: int, fraction: float, samples: list[Sample]) -> dict[str, Any]:
+    """Medians over the rounds; each round is held against the rates measured just before it."""
+    p50s = [statistics.median(sample.steps_s) for sample in samples]
+    floors = [_floor_s(model, context, sample) for sample in samples]
+    steps_s = sorted(step for sample in samples for step in sample.steps_s)
+    hits = {name: tier["hits"] for name, tier in samples[-1].stats["tiers"].items()}
+    p50_s = statistics.median(p50s)
     return {
         "kv_fraction": fraction,
         "ttft_s": statistics.median(sample.ttft_s for sample in samples),
         "tokens_per_s": 1 / p50_s,
         "p50_ms": 1000 * p50_s,
         "p95_ms": 1000 * steps_s[int(0.95 * (len(steps_s) - 1))],
-        "streamed_bytes_per_token": streamed,
-        "floor_ms": 1000 * floor_s,
-        "fraction_of_floor": floor_s / p50_s,
+        "streamed_bytes_per_token": _streamed(samples[-1]),
+        "rates": _median_rates(samples),
+        "floor_ms": 1000 * statistics.median(floors),
+        "fraction_of_floor": statistics.median(f / p for f, p in zip(floors, p50s, strict=True)),
         "overlap_ratio": statistics.median(sample.stats["overlap_ratio"] for sample in samples),
         "hidden_ratio": statistics.median(sample.stats["hidden_ratio"] for sample in samples),
         "hit_rate": {name: count / max(1, sum(hits.values())) for name, count in hits.items()},
