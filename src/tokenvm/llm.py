@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -95,7 +97,8 @@ class LLM:
         collectors = self._add_all(
             [self._request(prompt, one) for prompt, one in zip(listed, each, strict=True)]
         )
-        self._drive(collectors, _bar(len(collectors), use_tqdm))
+        with _bar(len(collectors), use_tqdm) as advance:
+            self._drive(collectors, advance)
         return [collector.output for collector in collectors.values()]
 
     def chat(
@@ -227,22 +230,15 @@ def make_settings(memory: MemoryConfig | None = None, **numbers: Any) -> Setting
     return Settings(config, folder, **numbers)
 
 
-def _bar(total: int, wanted: bool) -> Callable[[int], None]:
-    """Return what shows how many of `total` requests have finished: a bar on a terminal, else nothing."""
-    import sys
-
+@contextmanager
+def _bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+    """Lend what shows how many of `total` requests have finished: a bar on a terminal, else nothing."""
     if not wanted or not sys.stderr.isatty():
-        return lambda done: None
+        yield lambda done: None
+        return
     from rich.console import Console
     from rich.progress import Progress
 
-    progress = Progress(console=Console(stderr=True))
-    task = progress.add_task("Generating", total=total)
-    progress.start()
-
-    def advance(done: int) -> None:
-        progress.update(task, completed=done)
-        if done == total:
-            progress.stop()
-
-    return advance
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("Generating", total=total)
+        yield lambda done: progress.update(task, completed=done)
