@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures_engine import Said, assert_spilled, prompt, running, speak, tiny_model, used_slots
+from fixtures_engine import Said, assert_spilled, greedy, prompt, running, speak, tiny_model, used_slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tokenvm.engine.engine import Engine
+from tokenvm.schedule.request import Request
 
 DTYPES = [torch.bfloat16, torch.float32]
 LENGTHS = (70, 129, 33, 16)
@@ -114,6 +117,23 @@ def test_a_device_that_is_used_again_and_again(tmp_path: Path) -> None:
             assert speak(engine, [prompt(129), prompt(70)], TOKENS) == all_alone(torch.bfloat16, (129, 70))
         assert_spilled(engine, model, 4)
         assert used_slots(engine) == [0, 0, 0]
+
+
+def test_slots_of_a_finished_sequence_hold_pages_of_those_that_run(tmp_path: Path) -> None:
+    """What was streamed while the device was shared comes back to stay."""
+    model, streamed = tiny_model(), []
+
+    def watch(engine: Engine, _step: int) -> None:
+        engine.kvcache.vm.finish_transfers()
+        streamed.append((len(engine.scheduler.running), engine.account.streamed_pages))
+
+    with running(model, tmp_path, device_pages=7) as engine:
+        engine.add(Request("short", prompt(33), greedy(15)))
+        said = speak(engine, [prompt(81)], TOKENS, on_step=watch, deaf_to={"short"})
+    each = [(crowd, now - before) for (crowd, now), (_, before) in zip(streamed[1:], streamed, strict=False)]
+    assert any(count > 0 for crowd, count in each if crowd == 2)
+    assert each[-1][1] == 0
+    assert said == [alone(81, torch.bfloat16)]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
