@@ -178,8 +178,8 @@ def test_a_page_that_must_be_written_leaves_last() -> None:
     expected = [
         Victim(units[1], Parting.DROP),
         Victim(units[0], Parting.DROP),
-        Victim(units[3], Parting.DEMOTE),
         Victim(units[2], Parting.AWAIT),
+        Victim(units[3], Parting.DEMOTE),
     ]
     assert choose_victims(9, ledger, NoPolicy(), [units]) == expected
 

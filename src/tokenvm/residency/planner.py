@@ -10,7 +10,7 @@ which brings in every page it touches, hits (D - 1) of (N - 1) times: streaming 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
