@@ -138,7 +138,8 @@ class MemoryManager:
     def release(self, units: Iterable[UnitId]) -> None:
         """One owner less for each; copies nobody needs any more go."""
         for unit in units:
-            self.policy.remove(unit)
+            if not self.ledger.shared(unit):
+                self.policy.remove(unit)
             self.ledger.release(unit)
         self._sweep()
 

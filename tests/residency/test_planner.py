@@ -104,12 +104,20 @@ def test_victims_are_what_the_specification_says(
     unneeded = [unit for unit in idle if KINDS[kinds[unit]]]
     scanned = {unit for pages in running for unit in pages if KINDS[kinds[unit]]}
     by_age = sorted(scanned, key=lambda unit: age(unit, running), reverse=True)
-    free_to_drop = [unit for unit in by_age if KINDS[kinds[unit]] is Parting.DROP]
-    rest = [unit for unit in by_age if unit not in free_to_drop]
-    expected = (unneeded + free_to_drop + rest)[:count]
+    by_cost = [unit for parting in Parting for unit in by_age if KINDS[kinds[unit]] is parting]
+    expected = (unneeded + by_cost)[:count]
     victims = choose_victims(count, ledger, policy, running)
     assert [victim.unit for victim in victims] == expected
     assert [victim.parting for victim in victims] == [KINDS[kinds[unit]] for unit in expected]
+
+
+def test_nobody_is_told_to_write_where_there_is_no_room() -> None:
+    ledger = Ledger({Tier.DEVICE: 3, Tier.HOST: 0, Tier.DISK: 1})
+    going, dirty, idle = (page(ledger, "device only") for _ in range(3))
+    ledger.begin(going, Tier.DEVICE, Tier.DISK)
+    policy = Lru()
+    policy.insert(idle)
+    assert choose_victims(3, ledger, policy, [[going, dirty]]) == [Victim(going, Parting.AWAIT)]
 
 
 @examples
@@ -170,8 +178,8 @@ def test_a_page_that_must_be_written_leaves_last() -> None:
     expected = [
         Victim(units[1], Parting.DROP),
         Victim(units[0], Parting.DROP),
-        Victim(units[3], Parting.DEMOTE),
         Victim(units[2], Parting.AWAIT),
+        Victim(units[3], Parting.DEMOTE),
     ]
     assert choose_victims(9, ledger, NoPolicy(), [units]) == expected
 

@@ -295,3 +295,23 @@ def test_a_refused_request_is_told_what_to_do_and_leaves_nothing_behind(
         schedule.add(Request("a", prompt, SamplingParams()))
     assert (schedule.has_work, schedule.promised_pages) == (False, 0)
     schedule.add(request("b", prompt=3))
+
+
+def test_an_id_is_refused_while_its_first_request_lives() -> None:
+    schedule = scheduler()
+    schedule.add(request("a", 3, max_tokens=1))
+    with pytest.raises(RequestError, match="of its own"):
+        schedule.add(request("a", 5))
+    while schedule.has_work:
+        step(schedule)
+    schedule.add(request("a", 5))
+
+
+def test_a_sequence_aborted_during_its_step_is_passed_over() -> None:
+    schedule = scheduler()
+    first, second = schedule.add(request("a", 3)), schedule.add(request("b", 3))
+    plan = schedule.plan()
+    schedule.abort("a")
+    events = schedule.commit(plan, {first: 7, second: 8}, {first: 0})
+    assert [event.seq for event in events] == [second]
+    assert schedule.sequence(second).tokens[-1] == 8

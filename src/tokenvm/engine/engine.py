@@ -65,7 +65,7 @@ class Engine:
         try:
             self.kvcache.reserve(self.scheduler.promised_pages)
         except Exception:
-            self.scheduler.abort(request.request_id)
+            self.abort(request.request_id)
             raise
         return seq
 

@@ -146,6 +146,10 @@ class Ledger:
         entry.references -= 1
         self._bury(unit)
 
+    def shared(self, unit: UnitId) -> bool:
+        """Whether more than one owner needs the unit."""
+        return self._units[unit].references > 1
+
     def find(self, unit: UnitId) -> Found:
         """Return where the fastest whole copy lies."""
         copies = self._units[unit].copies

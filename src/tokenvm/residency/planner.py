@@ -10,7 +10,7 @@ which brings in every page it touches, hits (D - 1) of (N - 1) times: streaming 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -29,6 +29,9 @@ class Parting(enum.Enum):
     DEMOTE = "demote"  # no copy below: write one, wait, drop
 
 
+_COSTS: Mapping[Parting, int] = {parting: cost for cost, parting in enumerate(Parting)}
+
+
 @dataclass(frozen=True, slots=True)
 class Victim:
     """A page that should leave the device, and how."""
@@ -41,17 +44,26 @@ def choose_victims(count: int, ledger: Ledger, policy: Policy, running: Sequence
     """Choose at most `count` sealed, unpinned pages on the device.
 
     First those of no running sequence, in the policy's order; then those of running ones: those that are free
-    to drop before those whose copy below is not whole yet, and among equals the newest first.
+    to drop before those on their way down before those that have to be written, and among equals the newest
+    first. A page that would have to be written where there is no room below is never chosen.
     """
     needed = {unit for pages in running for unit in pages}
-    chosen = policy.victims(count, lambda unit: unit not in needed and _may_leave(unit, ledger))
-    if len(chosen) < count:
+    room = ledger.free(Tier.HOST) + ledger.free(Tier.DISK)
+
+    def idle(unit: UnitId) -> bool:
+        return unit not in needed and _may_leave(unit, ledger) and (room > 0 or ledger.lowered(unit))
+
+    units = policy.victims(count, idle)
+    if len(units) < count:
         scanned = [unit for unit in reversed(_oldest_first(running)) if _may_leave(unit, ledger)]
-        scanned.sort(
-            key=lambda unit: _parting(unit, ledger) is not Parting.DROP
-        )  # stable: still newest first
-        chosen += scanned[: count - len(chosen)]
-    return [Victim(unit, _parting(unit, ledger)) for unit in chosen]
+        units += sorted(scanned, key=lambda unit: _COSTS[_parting(unit, ledger)])  # stable: newest first
+    victims: list[Victim] = []
+    for unit in units:
+        parting = _parting(unit, ledger)
+        room -= parting is Parting.DEMOTE
+        if len(victims) < count and (parting is not Parting.DEMOTE or room >= 0):
+            victims.append(Victim(unit, parting))
+    return victims
 
 
 def choose_promotions(spare_slots: int, ledger: Ledger, running: Sequence[Pages]) -> list[UnitId]:

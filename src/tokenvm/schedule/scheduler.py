@@ -40,6 +40,7 @@ class Scheduler:
         self.limits = limits
         self._waiting: dict[SeqId, Sequence] = {}
         self._running: dict[SeqId, Sequence] = {}
+        self._live: set[str] = set()
         self._next = 0
         self.promised_pages = 0  # the pages that all waiting and running sequences may come to own
 
@@ -61,8 +62,13 @@ class Scheduler:
         """Queue a request.
 
         Raises:
-            RequestError: the prompt is empty, has ids outside the vocabulary, or can never fit.
+            RequestError: the prompt is empty, has ids outside the vocabulary, can never fit, or the request's id is
+                that of one that has not finished.
         """
+        if request.request_id in self._live:
+            raise RequestError(
+                f"a request {request.request_id!r} has not finished: give each an id of its own"
+            )
         self._refuse_impossible(request)
         room = self.limits.max_model_len - len(request.prompt_token_ids)
         seq = SeqId(self._next)
@@ -70,6 +76,7 @@ class Scheduler:
         sequence = Sequence(seq, request, min(request.params.max_tokens, room))
         self._refuse_oversized(sequence)
         self._waiting[seq] = sequence
+        self._live.add(request.request_id)
         self.promised_pages += self._pages(sequence)
         return seq
 
@@ -100,12 +107,15 @@ class Scheduler:
         return Plan(tuple(spans), spills=promised > self.limits.device_slots)
 
     def commit(self, plan: Plan, tokens: Mapping[SeqId, int], lost: Mapping[SeqId, int]) -> list[Event]:
-        """Advance by what was computed; sequences in `lost` fall back to that many tokens and take no new one."""
+        """Advance by what was computed; sequences in `lost` fall back to that many tokens and take no new one.
+
+        A sequence that was aborted since the plan was made is passed over.
+        """
         events: list[Event] = []
-        for seq, valid in lost.items():
-            self._running[seq].computed = min(self._running[seq].computed, valid)
+        for seq in lost.keys() & self._running.keys():
+            self._running[seq].computed = min(self._running[seq].computed, lost[seq])
         for span in plan.spans:
-            if span.seq in lost:
+            if span.seq in lost or span.seq not in self._running:
                 continue
             sequence = self._running[span.seq]
             sequence.computed = span.end
@@ -126,6 +136,7 @@ class Scheduler:
     def _finish(self, sequence: Sequence, reason: str, token: int | None = None) -> FinishedEvent:
         self._running.pop(sequence.seq, None)
         self._waiting.pop(sequence.seq, None)
+        self._live.discard(sequence.request.request_id)
         sequence.status = Status.FINISHED
         self.promised_pages -= self._pages(sequence)
         return FinishedEvent(sequence.request.request_id, sequence.seq, reason, token)
@@ -168,7 +179,11 @@ class Scheduler:
         if not ids:
             raise RequestError("the prompt is empty: give at least one token")
         for token in ids:
-            if not isinstance(token, Integral) or not 0 <= token < limits.vocab_size:
+            if (
+                not isinstance(token, Integral)
+                or isinstance(token, bool)
+                or not 0 <= token < limits.vocab_size
+            ):
                 raise RequestError(
                     f"token id {token!r} is not in the vocabulary: ids are whole numbers from 0 to "
                     f"{limits.vocab_size - 1}"
