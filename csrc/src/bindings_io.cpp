@@ -107,6 +107,7 @@ void bind_pool(nb::module_& module) {
       .def("poll", [](IoPool& pool, uint64_t batch) { return static_cast<int>(pool.poll(batch)); }, Unlocked())
       .def("wait", [](IoPool& pool, uint64_t batch) { return static_cast<int>(pool.wait(batch)); }, Unlocked())
       .def("take", &take_batch)
+      .def("forget", &IoPool::forget, Unlocked())
       .def("close", &IoPool::close, Unlocked())
       .def("drain_intervals", &IoPool::drain_intervals, "outward"_a, Unlocked())
       .def("moved_bytes", &IoPool::moved_bytes, Unlocked());

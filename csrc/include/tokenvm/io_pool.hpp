@@ -89,7 +89,8 @@ class IoPool {
   uint64_t submit(std::vector<Copy> copies, bool urgent);
   Landing poll(uint64_t batch);
   Landing wait(uint64_t batch);                // makes the batch urgent
-  std::vector<Outcome> take(uint64_t batch);  // waits, then forgets the batch
+  std::vector<Outcome> take(uint64_t batch);  // waits; answers again until the batch is forgotten
+  void forget(uint64_t batch);                 // frees the outcomes, not the copies; idempotent
   void close();                                // drops what has not started, waits for the rest; idempotent
 
   std::vector<BusyTime::Interval> drain_intervals(bool outward);
