@@ -77,6 +77,7 @@ class BatchQueue : public WorkSource {
 
 enum class Landing : uint8_t { kInFlight = 0, kLanded = 1, kFailed = 2, kDropped = 3 };
 
+// Belongs to the process that made it: in a forked child call nothing, not even the destructor.
 class IoPool {
  public:
   // `read_bytes`: the longest run made from adjacent copies; one longer copy is one run.
