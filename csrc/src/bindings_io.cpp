@@ -5,8 +5,11 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstring>
+#include <unistd.h>
+
+#include <memory>
 #include <stdexcept>
+#include <string>
 
 #include "tokenvm/crc32c.hpp"
 #include "tokenvm/io_pool.hpp"
@@ -24,6 +27,33 @@ using tokenvm::Kind;
 using tokenvm::Outcome;
 using tokenvm::Ring;
 using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+
+// A T of the process that made it. A forked child has its memory but none of the threads, and its locks may be held for
+// ever: there T is out of reach, and leaked on purpose, because destructors would wait for threads that do not exist.
+template <class T>
+class Owned {
+ public:
+  explicit Owned(std::unique_ptr<T> it) : owner_(getpid()), it_(it.release()) {}
+  ~Owned() {
+    if (at_home()) delete it_;
+  }
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+
+  bool at_home() const { return getpid() == owner_; }
+  T& get() const {
+    if (!at_home())
+      throw std::runtime_error("process " + std::to_string(owner_) + " owns these I/O threads, a fork of it has none: "
+                               "make a new device here, or start processes with the method 'spawn'");
+    return *it_;
+  }
+
+ private:
+  const pid_t owner_;
+  T* const it_;
+};
+using OwnedPool = Owned<IoPool>;
+using OwnedRing = Owned<Ring>;
 
 template <class T>
 using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -52,32 +82,32 @@ std::vector<Copy> to_copies(const Column<uint8_t>& kind, const Column<uint8_t>& 
   return copies;
 }
 
-uint64_t submit_batch(IoPool& pool, const Column<uint8_t>& kind, const Column<uint8_t>& check,
+uint64_t submit_batch(OwnedPool& pool, const Column<uint8_t>& kind, const Column<uint8_t>& check,
                       const Column<int32_t>& fd, const Column<uint64_t>& place, const Column<uint64_t>& address,
                       const Column<uint64_t>& nbytes, const Column<uint32_t>& checksum, bool urgent) {
   std::vector<Copy> copies = to_copies(kind, check, fd, place, nbytes, checksum);
   if (address.size() != copies.size()) throw std::invalid_argument("the columns of copies differ in length");
   for (size_t i = 0; i < copies.size(); ++i) copies[i].address = address.data()[i];
   const nb::gil_scoped_release unlocked;
-  return pool.submit(std::move(copies), urgent);
+  return pool.get().submit(std::move(copies), urgent);
 }
 
-uint64_t submit_program(Ring& ring, const Column<uint8_t>& kind, const Column<uint8_t>& check,
+uint64_t submit_program(OwnedRing& ring, const Column<uint8_t>& kind, const Column<uint8_t>& check,
                         const Column<int32_t>& fd, const Column<uint64_t>& place, const Column<uint64_t>& nbytes,
                         const Column<uint32_t>& checksum) {
   std::vector<Copy> program = to_copies(kind, check, fd, place, nbytes, checksum);
   for (const Copy& copy : program)
-    if (tokenvm::is_outward(copy.kind) || copy.nbytes > ring.stride())
+    if (tokenvm::is_outward(copy.kind) || copy.nbytes > ring.get().stride())
       throw std::invalid_argument("a ring takes reads that fit its slots");
   const nb::gil_scoped_release unlocked;
-  return ring.submit(std::move(program));
+  return ring.get().submit(std::move(program));
 }
 
-nb::tuple take_batch(IoPool& pool, uint64_t batch) {
+nb::tuple take_batch(OwnedPool& pool, uint64_t batch) {
   std::vector<Outcome> outcomes;
   {
     const nb::gil_scoped_release unlocked;
-    outcomes = pool.take(batch);
+    outcomes = pool.get().take(batch);
   }
   std::vector<uint8_t> status(outcomes.size());
   std::vector<uint32_t> checksum(outcomes.size());
@@ -88,40 +118,53 @@ nb::tuple take_batch(IoPool& pool, uint64_t batch) {
   return nb::make_tuple(to_numpy(std::move(status)), to_numpy(std::move(checksum)));
 }
 
-nb::ndarray<nb::numpy, uint64_t, nb::ndim<1>> failed_tickets(Ring& ring, uint64_t begin, uint64_t end) {
+nb::ndarray<nb::numpy, uint64_t, nb::ndim<1>> failed_tickets(OwnedRing& ring, uint64_t begin, uint64_t end) {
   std::vector<uint64_t> tickets;
   {
     const nb::gil_scoped_release unlocked;
-    tickets = ring.failed(begin, end);
+    tickets = ring.get().failed(begin, end);
   }
   return to_numpy(std::move(tickets));
 }
 
 void* at(uint64_t address) { return reinterpret_cast<void*>(static_cast<uintptr_t>(address)); }
 
+void make_pool(OwnedPool* pool, size_t threads, uint64_t read_bytes) {
+  new (pool) OwnedPool(std::make_unique<IoPool>(threads, read_bytes));
+}
+
+void close_pool(OwnedPool& pool) {
+  if (pool.at_home()) pool.get().close();
+}
+
 void bind_pool(nb::module_& module) {
-  nb::class_<IoPool>(module, "IoPool", "Native I/O threads that carry out batches of copies.")
-      .def(nb::init<size_t, uint64_t>(), "threads"_a, "read_bytes"_a)
+  nb::class_<OwnedPool>(module, "IoPool", "Native I/O threads that carry out batches of copies.")
+      .def("__init__", &make_pool, "threads"_a, "read_bytes"_a)
       .def("submit", &submit_batch, "kind"_a, "check"_a, "fd"_a, "place"_a, "address"_a, "nbytes"_a, "checksum"_a,
            "urgent"_a)
-      .def("poll", [](IoPool& pool, uint64_t batch) { return static_cast<int>(pool.poll(batch)); }, Unlocked())
-      .def("wait", [](IoPool& pool, uint64_t batch) { return static_cast<int>(pool.wait(batch)); }, Unlocked())
+      .def("poll", [](OwnedPool& pool, uint64_t batch) { return static_cast<int>(pool.get().poll(batch)); }, Unlocked())
+      .def("wait", [](OwnedPool& pool, uint64_t batch) { return static_cast<int>(pool.get().wait(batch)); }, Unlocked())
       .def("take", &take_batch)
-      .def("close", &IoPool::close, Unlocked())
-      .def("drain_intervals", &IoPool::drain_intervals, "outward"_a, Unlocked())
-      .def("moved_bytes", &IoPool::moved_bytes, Unlocked());
+      .def("forget", [](OwnedPool& pool, uint64_t batch) { pool.get().forget(batch); }, Unlocked())
+      .def("close", &close_pool, Unlocked())
+      .def("drain_intervals", [](OwnedPool& pool, bool outward) { return pool.get().drain_intervals(outward); },
+           "outward"_a, Unlocked())
+      .def("moved_bytes", [](OwnedPool& pool) { return pool.get().moved_bytes(); }, Unlocked());
+}
+
+void make_ring(OwnedRing* ring, OwnedPool& pool, uint64_t base, uint64_t slots, uint64_t stride) {
+  new (ring) OwnedRing(std::make_unique<Ring>(pool.get(), base, slots, stride));
 }
 
 void bind_ring(nb::module_& module) {
-  nb::class_<Ring>(module, "Ring", "The staging ring: ordered reads paced by credits.")
-      .def(nb::init<IoPool&, uint64_t, uint64_t, uint64_t>(), "pool"_a, "base"_a, "slots"_a, "stride"_a,
-           nb::keep_alive<1, 2>())
+  nb::class_<OwnedRing>(module, "Ring", "The staging ring: ordered reads paced by credits.")
+      .def("__init__", &make_ring, "pool"_a, "base"_a, "slots"_a, "stride"_a, nb::keep_alive<1, 2>())
       .def("submit", &submit_program, "kind"_a, "check"_a, "fd"_a, "place"_a, "nbytes"_a, "checksum"_a)
-      .def("wait", [](Ring& ring, uint64_t end) { return static_cast<int>(ring.wait(end)); }, Unlocked())
-      .def("release", &Ring::release, Unlocked())
+      .def("wait", [](OwnedRing& ring, uint64_t end) { return static_cast<int>(ring.get().wait(end)); }, Unlocked())
+      .def("release", [](OwnedRing& ring, uint64_t end) { ring.get().release(end); }, Unlocked())
       .def("failed", &failed_tickets)
-      .def("cancel", &Ring::cancel, Unlocked())
-      .def("marks", &Ring::marks, Unlocked());
+      .def("cancel", [](OwnedRing& ring) { ring.get().cancel(); }, Unlocked())
+      .def("marks", [](OwnedRing& ring) { return ring.get().marks(); }, Unlocked());
 }
 
 }  // namespace

@@ -76,7 +76,7 @@ uint64_t IoPool::submit(std::vector<Copy> copies, bool urgent) {
 
 std::shared_ptr<Batch> IoPool::find(uint64_t batch) {
   const auto found = batches_.find(batch);
-  if (found == batches_.end()) throw std::out_of_range("no such batch: it was taken already");
+  if (found == batches_.end()) throw std::out_of_range("no such batch: it was forgotten already");
   return found->second;
 }
 
@@ -97,9 +97,12 @@ Landing IoPool::wait(uint64_t batch) {
 std::vector<Outcome> IoPool::take(uint64_t batch) {
   wait(batch);
   const std::lock_guard<std::mutex> held(lock_);
-  std::vector<Outcome> outcomes = std::move(find(batch)->outcomes);
+  return find(batch)->outcomes;
+}
+
+void IoPool::forget(uint64_t batch) {
+  const std::lock_guard<std::mutex> held(lock_);
   batches_.erase(batch);
-  return outcomes;
 }
 
 std::vector<BusyTime::Interval> IoPool::drain_intervals(bool outward) {

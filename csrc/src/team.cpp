@@ -24,9 +24,9 @@ inline void relax() {
 #endif
 }
 
-// Waits until `word` differs from `old`: some 20 microseconds of spinning, then asleep on the futex.
+// Waits until `word` differs from `old`: some 200 microseconds of spinning, then asleep on the futex.
 inline void wait_while(const std::atomic<int>& word, int old) {
-  const auto give_up = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
   do {
     for (int i = 0; i < 32; ++i) {
       if (word.load(std::memory_order_acquire) != old) return;

@@ -79,6 +79,7 @@ class LLM:
         self._tokenizer = tokenizer
         self._clock = RealClock()
         self._requests = 0
+        self._live: dict[str, Collector] = {}  # of every request that has not finished
 
     def generate(
         self,
@@ -99,7 +100,7 @@ class LLM:
         )
         with _bar(len(collectors), use_tqdm) as advance:
             self._drive(collectors, advance)
-        return [collector.output for collector in collectors.values()]
+        return [collector.output for collector in collectors]
 
     def chat(
         self,
@@ -122,17 +123,17 @@ class LLM:
 
         `on_step` hears of every step, also of those that only read the prompt.
         """
-        collectors = self._add_all([self._request(prompt, params or SamplingParams())])
-        collector = next(iter(collectors.values()))
+        (collector,) = self._add_all([self._request(prompt, params or SamplingParams())])
         try:
             while not collector.output.finished:
-                result = self._step(collectors)
+                result = self._step()
                 if on_step is not None:
                     on_step(result)
                 yield from collector.drain()
+            yield from collector.drain()  # what came while somebody else was stepping
         finally:
             if not collector.output.finished:
-                self.engine.abort(collector.output.request_id)
+                self._abort([collector])
 
     def get_tokenizer(self) -> Tokenizer:
         """Return the tokenizer."""
@@ -181,44 +182,49 @@ class LLM:
         self._requests += 1
         return Request(name, tuple(ids), params, self._clock.now_s()), text
 
-    def _add_all(self, requests: Sequence[tuple[Request, str | None]]) -> dict[str, Collector]:
+    def _add_all(self, requests: Sequence[tuple[Request, str | None]]) -> list[Collector]:
         """Queue all requests, or none of them."""
-        collectors: dict[str, Collector] = {}
+        collectors: list[Collector] = []
         try:
             for request, text in requests:
                 self.engine.add(request)
-                collectors[request.request_id] = Collector(request, text, self._tokenizer)
+                collectors.append(Collector(request, text, self._tokenizer))
+                self._live[request.request_id] = collectors[-1]
         except BaseException:
             self._abort(collectors)
             raise
         return collectors
 
-    def _drive(self, collectors: dict[str, Collector], advance: Callable[[int], None]) -> None:
+    def _drive(self, collectors: Sequence[Collector], advance: Callable[[int], None]) -> None:
         """Step until every collector has finished; on Ctrl-C or an error all of them are aborted."""
         try:
             done = 0
             while done < len(collectors):
-                self._step(collectors)
-                done = sum(collector.output.finished for collector in collectors.values())
+                self._step()
+                done = sum(collector.output.finished for collector in collectors)
                 advance(done)
         except BaseException:
             self._abort(collectors)
             raise
 
-    def _step(self, collectors: Mapping[str, Collector]) -> StepResult:
+    def _step(self) -> StepResult:
+        """Step for everybody who waits: streams and batches may be driven in turn."""
         result = self.engine.step()
         now_s = self._clock.now_s()
         ended = {event.seq for event in result.events if isinstance(event, FinishedEvent)}
         for event in result.events:
-            collector = collectors.get(event.request_id)
-            stops = collector is not None and collector.hear(event, result.choices, now_s)
-            if stops and event.seq not in ended:
+            collector = self._live[event.request_id]
+            if collector.hear(event, result.choices, now_s) and event.seq not in ended:
                 self.engine.stop(event.seq)
+        for event in result.events:
+            if event.request_id in self._live and self._live[event.request_id].output.finished:
+                del self._live[event.request_id]
         return result
 
-    def _abort(self, collectors: Mapping[str, Collector]) -> None:
-        for name in collectors:
-            self.engine.abort(name)
+    def _abort(self, collectors: Sequence[Collector]) -> None:
+        for collector in collectors:
+            self._live.pop(collector.output.request_id, None)
+            self.engine.abort(collector.output.request_id)
 
 
 def make_settings(memory: MemoryConfig | None = None, **numbers: Any) -> Settings:

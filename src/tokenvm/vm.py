@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ from tokenvm.residency.policy.base import Policy
 from tokenvm.vocab import Answer, Move, Tier, UnitId
 
 _WRITE_ATTEMPTS = 3
+_log = logging.getLogger("tokenvm.vm")
 
 
 class MemoryManager:
@@ -62,9 +64,12 @@ class MemoryManager:
         """
         self.make_room(1, running)
         unit = self.ledger.create(Tier.DEVICE)
-        slot = self.ledger.slot(unit, Tier.DEVICE)
-        self.arena.ensure(self.ledger.high_water(Tier.DEVICE))
-        self.arena.fill(slot)
+        try:
+            self.arena.ensure(self.ledger.high_water(Tier.DEVICE))
+            self.arena.fill(self.ledger.slot(unit, Tier.DEVICE))
+        except BaseException:
+            self.ledger.release(unit)
+            raise
         return unit
 
     def make_room(self, slots: int, running: Sequence[Pages]) -> None:
@@ -73,6 +78,11 @@ class MemoryManager:
         attempts = 0
         while (short := slots - self.ledger.free(Tier.DEVICE)) > 0:
             victims = choose_victims(short, self.ledger, self.policy, running)
+            if not victims and self._flying:
+                self._finish(
+                    self._flying[0]
+                )  # slots of pages that nobody owns come back when their copies end
+                continue
             if not victims:
                 raise StorageError("every page on the device is in use: raise kv_limit or lower max_num_seqs")
             failed = [self._part(victim) for victim in victims].count(Answer.MISS)
@@ -89,10 +99,16 @@ class MemoryManager:
         self.policy.insert(unit)
 
     def write_behind(self, running: Sequence[Pages]) -> None:
-        """Start copying sealed pages that lie on the device alone to the next tier, at low priority."""
+        """Start copying sealed pages that lie on the device alone to the next tier, at low priority.
+
+        Where that cannot be, it is put off: `make_room` writes what has to be written, or says why not.
+        """
         self.settle()
         chosen = choose_write_behind(self.ledger, running)
-        self._start([self.ledger.begin(unit, Tier.DEVICE, tier) for unit, tier in chosen])
+        try:
+            self._start([self.ledger.begin(unit, Tier.DEVICE, tier) for unit, tier in chosen])
+        except StorageError as error:
+            _log.warning("pages are not written behind: %s", error)
 
     def promote(self, running: Sequence[Pages], keep_free: int = 0) -> None:
         """Start bringing streamed pages back into free device slots."""
@@ -113,22 +129,14 @@ class MemoryManager:
 
     def settle(self) -> None:
         """Enter what has landed or failed meanwhile into the ledger."""
-        if self._flying:
-            flying, self._flying = self._flying, []
-            for transfer in flying:
-                if transfer.poll() is Answer.IN_FLIGHT:
-                    self._flying.append(transfer)
-                else:
-                    self._end(transfer)
-            self._sweep()
+        for transfer in list(self._flying):
+            if transfer.poll() is not Answer.IN_FLIGHT:
+                self._finish(transfer)
 
     def finish_transfers(self) -> None:
         """Wait for every move in flight."""
-        flying, self._flying = self._flying, []
-        for transfer in flying:
-            transfer.wait()
-            self._end(transfer)
-        self._sweep()
+        while self._flying:
+            self._finish(self._flying[0])
 
     def retain(self, units: Iterable[UnitId]) -> None:
         """One more owner for each."""
@@ -168,7 +176,9 @@ class MemoryManager:
             self.ledger.lose(unit, streamed)
 
     def high_water_bytes(self, tier: Tier) -> int:
-        """Return the most bytes of pages a tier ever held."""
+        """Return the most bytes a tier ever took: of pages in memory, of reserved files on disk."""
+        if tier is Tier.DISK:
+            return self._stores[tier].high_water_bytes
         return self.ledger.high_water(tier) * self.layout.page_bytes
 
     @property
@@ -192,9 +202,7 @@ class MemoryManager:
             self._demote(victim.unit)
         for transfer in list(self._flying):
             if any(move.unit == victim.unit for move in transfer.moves):
-                transfer.wait()
-                self._flying.remove(transfer)
-                self._end(transfer)
+                self._finish(transfer)
         return Answer.HIT if self.ledger.droppable(victim.unit, Tier.DEVICE) else Answer.MISS
 
     def _demote(self, unit: UnitId) -> None:
@@ -208,15 +216,19 @@ class MemoryManager:
             return
         try:
             self._flying.append(self._transfers.submit(moves, urgent))
-        except StorageError:
+        except BaseException:
             for move in moves:
                 self.ledger.fail(move)
             raise
 
-    def _end(self, transfer: Transfer) -> None:
+    def _finish(self, transfer: Transfer) -> None:
+        """Wait for a transfer and enter its outcome; may be done again after an interrupt in the middle."""
         failed = set(transfer.failed)
         for move in transfer.moves:
-            (self.ledger.fail if move in failed else self.ledger.land)(move)
+            if self.ledger.moving(move):
+                (self.ledger.fail if move in failed else self.ledger.land)(move)
+        self._flying.remove(transfer)
+        self._sweep()
 
     def _sweep(self) -> None:
         """Poison what was freed, before it can be taken again."""

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
@@ -42,6 +43,35 @@ def test_a_slab_is_layer_major(tmp_path: Path) -> None:
 def test_slabs_are_long_enough_for_the_longest_read(tmp_path: Path) -> None:
     store = DiskStore(tmp_path, 10_000 * PAGE, LAYOUT)
     assert store.slab_pages * LAYOUT.part_stride == disk.LAYER_BYTES
+    store.close()
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, PageLayout(layers=30, part_bytes=24_576)])
+def test_a_great_limit_makes_longer_slabs_rather_than_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: PageLayout
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", lambda fd, offset, nbytes: None)
+    shortest = disk.LAYER_BYTES // layout.part_stride
+    knee = shortest * disk.MOST_SLABS
+    open_before = len(os.listdir("/proc/self/fd"))
+    for pages in (knee - 1, knee, knee + 1, 2 * knee, (64 << 30) // layout.page_bytes):
+        store = DiskStore(tmp_path, pages * layout.page_bytes, layout)
+        store.ensure(store.capacity)
+        slabs = len(os.listdir("/proc/self/fd")) - open_before
+        assert disk.MOST_SLABS // 2 < slabs <= disk.MOST_SLABS
+        assert (store.slab_pages == shortest) == (pages <= knee)
+        assert store.high_water_bytes == pages * layout.page_bytes
+        store.close()
+
+
+def test_longer_slabs_keep_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "LAYER_BYTES", LAYOUT.part_stride)
+    pages = 2 * disk.MOST_SLABS + 3
+    store = DiskStore(tmp_path, pages * PAGE, LAYOUT)
+    for slots in (1, 4, pages - 1, pages):
+        store.ensure(slots)
+        assert slots * PAGE <= on_disk_bytes(store) == store.high_water_bytes <= pages * PAGE
+    assert store.slab_pages == 3
     store.close()
 
 
@@ -137,6 +167,42 @@ def test_a_file_size_limit_is_a_storage_error(tmp_path: Path) -> None:
     )
     assert "File too large" in result.stdout
     assert "nvme_limit=" in result.stdout
+
+
+def test_too_many_open_files_say_what_to_type(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, 6 * PAGE, LAYOUT, slab_pages=3)
+    store.ensure(3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        with pytest.raises(StorageError) as growing:
+            store.ensure(4)
+        with pytest.raises(StorageError) as opening:
+            DiskStore(tmp_path, PAGE, LAYOUT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for caught in (growing, opening):
+        assert f"ulimit -n {lowest_free + disk.MOST_SLABS}" in str(caught.value)
+        assert "nvme" not in str(caught.value), "no setting helps"
+    assert store.high_water_bytes == 3 * PAGE
+    store.ensure(4)
+    assert store.high_water_bytes == 6 * PAGE
+    store.close()
+
+
+def test_a_machine_with_too_many_open_files_says_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DiskStore(tmp_path, PAGE, LAYOUT)
+
+    def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageError, match=r"fs\.file-max"):
+        store.ensure(1)
 
 
 def test_a_limit_below_one_page_names_the_smallest(tmp_path: Path) -> None:

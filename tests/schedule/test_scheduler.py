@@ -147,7 +147,7 @@ def test_the_last_token_needs_no_page() -> None:
     schedule.add(request("fits", prompt=30, max_tokens=3))
     with pytest.raises(RequestError, match="needs 3 pages"):
         schedule.add(request("not", prompt=30, max_tokens=4))
-    assert schedule.promised_pages == 2
+    assert schedule.most_pages == 2
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_sequences_share_the_pages_that_one_step_may_create() -> None:
     assert counts(schedule.plan()) == {seqs[0]: 40, seqs[1]: 32}
 
 
-def test_a_plan_says_when_the_promised_pages_exceed_the_device() -> None:
+def test_a_plan_says_when_the_most_pages_exceed_the_device() -> None:
     for slots, spills in ((4, False), (3, True)):
         schedule = scheduler(device_slots=slots)
         schedule.add(request("a", prompt=40, max_tokens=25))
@@ -262,7 +262,7 @@ def test_abort_ends_the_waiting_and_the_running() -> None:
     assert schedule.abort("b") == [FinishedEvent("b", waiting, "abort")]
     assert schedule.abort("nobody") == []
     assert schedule.abort("a") == [FinishedEvent("a", running, "abort")]
-    assert (schedule.has_work, schedule.promised_pages) == (False, 0)
+    assert (schedule.has_work, schedule.most_pages) == (False, 0)
 
 
 def test_text_can_stop_a_sequence() -> None:
@@ -293,7 +293,7 @@ def test_a_refused_request_is_told_what_to_do_and_leaves_nothing_behind(
     schedule = scheduler(max_model_len=64, held_pages=3)
     with pytest.raises(RequestError, match=says):
         schedule.add(Request("a", prompt, SamplingParams()))
-    assert (schedule.has_work, schedule.promised_pages) == (False, 0)
+    assert (schedule.has_work, schedule.most_pages) == (False, 0)
     schedule.add(request("b", prompt=3))
 
 

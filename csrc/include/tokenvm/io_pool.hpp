@@ -77,6 +77,7 @@ class BatchQueue : public WorkSource {
 
 enum class Landing : uint8_t { kInFlight = 0, kLanded = 1, kFailed = 2, kDropped = 3 };
 
+// Belongs to the process that made it: in a forked child call nothing, not even the destructor.
 class IoPool {
  public:
   // `read_bytes`: the longest run made from adjacent copies; one longer copy is one run.
@@ -89,7 +90,8 @@ class IoPool {
   uint64_t submit(std::vector<Copy> copies, bool urgent);
   Landing poll(uint64_t batch);
   Landing wait(uint64_t batch);                // makes the batch urgent
-  std::vector<Outcome> take(uint64_t batch);  // waits, then forgets the batch
+  std::vector<Outcome> take(uint64_t batch);  // waits; answers again until the batch is forgotten
+  void forget(uint64_t batch);                 // frees the outcomes, not the copies; idempotent
   void close();                                // drops what has not started, waits for the rest; idempotent
 
   std::vector<BusyTime::Interval> drain_intervals(bool outward);

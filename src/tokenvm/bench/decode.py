@@ -6,6 +6,7 @@ import platform
 import random
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +27,14 @@ from tokenvm.schedule.request import Request, SamplingParams
 
 _WARM_STEPS = 3
 
+Rates = dict[str, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run at one share: seconds of each decode step, what the tiers did, and the machine's rates just before."""
+    """One run at one share: seconds of each decode step, what the tiers did, and the machine's rates beside it."""
 
-    rates: dict[str, float]
+    rates: Rates
     ttft_s: float
     steps_s: list[float]
     stats: dict[str, Any]
@@ -85,18 +88,24 @@ def _sample(model: LoadedModel, settings: Settings, context: int, tokens: int, f
     limited = with_memory(
         settings, settings.memory.model_copy(update={"kv_limit": allowed, "host_memory": 0})
     )
-    rates = {
-        "ram_bytes_per_s": ram_bandwidth(threads_in_use(settings)),
-        "disk_bytes_per_s": disk_bandwidth(settings.disk_path),
-    }
     engine = build_engine(model, unlimited(settings) if fraction == 1 else limited)
     try:
-        return _timed(engine, model.spec.vocab_size, context, tokens, rates)
+        return _timed(engine, model.spec.vocab_size, context, tokens, lambda: _rates(settings))
     finally:
         engine.close()
 
 
-def _timed(engine: Engine, vocab_size: int, context: int, tokens: int, rates: dict[str, float]) -> Sample:
+def _rates(settings: Settings) -> Rates:
+    return {
+        "ram_bytes_per_s": ram_bandwidth(threads_in_use(settings)),
+        "disk_bytes_per_s": disk_bandwidth(settings.disk_path),
+    }
+
+
+def _timed(
+    engine: Engine, vocab_size: int, context: int, tokens: int, measure_rates: Callable[[], Rates]
+) -> Sample:
+    """Read the context, then time the steps; the machine is measured right before and right after them."""
     ids = random.Random(0).choices(range(vocab_size), k=context)
     engine.add(
         Request("bench", tuple(ids), SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True))
@@ -105,6 +114,7 @@ def _timed(engine: Engine, vocab_size: int, context: int, tokens: int, rates: di
     while not engine.step().choices:
         pass
     ttft_s = time.monotonic() - began_s
+    before = measure_rates()
     steps_s: list[float] = []
     while engine.has_work:
         if len(steps_s) == _WARM_STEPS:
@@ -112,7 +122,8 @@ def _timed(engine: Engine, vocab_size: int, context: int, tokens: int, rates: di
         began_s = time.monotonic()
         engine.step()
         steps_s.append(time.monotonic() - began_s)
-    stats = engine.stats()
+    after, stats = measure_rates(), engine.stats()
+    rates = {name: statistics.mean((before[name], after[name])) for name in before}
     peak = stats["tiers"]["device"]["high_water_bytes"] + stats["ring_bytes"] * bool(stats["streamed_pages"])
     return Sample(rates, ttft_s, steps_s[_WARM_STEPS:], stats, peak)
 
@@ -135,7 +146,7 @@ def _floor_s(model: LoadedModel, context: int, sample: Sample) -> float:
 
 
 def _row(model: LoadedModel, context: int, fraction: float, samples: list[Sample]) -> dict[str, Any]:
-    """Medians over the rounds; each round is held against the rates measured just before it."""
+    """Medians over the rounds; each round is held against the rates measured beside it."""
     p50s = [statistics.median(sample.steps_s) for sample in samples]
     floors = [_floor_s(model, context, sample) for sample in samples]
     steps_s = sorted(step for sample in samples for step in sample.steps_s)

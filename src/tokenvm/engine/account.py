@@ -79,7 +79,7 @@ class Account:
         return {
             "capacity_bytes": ledger.capacity(tier) * page,
             "used_bytes": ledger.used(tier) * page,
-            "high_water_bytes": ledger.high_water(tier) * page,
+            "high_water_bytes": self._vm.high_water_bytes(tier),
             "hits": self.hits[tier],
             "misses": seen - faster - self.hits[tier],
         }

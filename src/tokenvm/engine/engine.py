@@ -14,7 +14,7 @@ from tokenvm.clock import Clock
 from tokenvm.engine.account import Account
 from tokenvm.engine.runner import Runner
 from tokenvm.engine.sampler import Choice, choose
-from tokenvm.errors import StorageError
+from tokenvm.errors import RequestError, StorageError
 from tokenvm.kvcache import KVCache
 from tokenvm.schedule.plan import Event, FinishedEvent, Plan
 from tokenvm.schedule.request import Request
@@ -48,6 +48,7 @@ class Engine:
         self.account = Account(kvcache.vm)
         self._clock = clock
         self._seed = seed
+        self._closed = False
         self._fallbacks: dict[SeqId, int] = {}  # of each sequence, since its last token
 
     @property
@@ -61,9 +62,10 @@ class Engine:
         Raises:
             RequestError: it can never run. StorageError: its pages have no space on disk. Nothing is kept then.
         """
+        self._refuse_closed()
         seq = self.scheduler.add(request)
         try:
-            self.kvcache.reserve(self.scheduler.promised_pages)
+            self.kvcache.reserve(self.scheduler.most_pages)
         except Exception:
             self.abort(request.request_id)
             raise
@@ -76,6 +78,7 @@ class Engine:
             StorageError: a page cannot be written, or pages come back damaged again and again. Nothing of this step
                 was committed; it may be tried again, or the requests be aborted.
         """
+        self._refuse_closed()
         self._refuse_broken_tier()
         began_s = self._clock.now_s()
         plan = self._plan()
@@ -105,8 +108,10 @@ class Engine:
         return self.account.as_dict()
 
     def close(self) -> None:
-        """Stop all copies and give the memory back; idempotent."""
-        self.kvcache.close()
+        """Stop all copies and give the memory back; idempotent. Nothing can be asked of the engine any more."""
+        if not self._closed:
+            self._closed = True
+            self.kvcache.close()
 
     def _plan(self) -> Plan:
         plan = self.scheduler.plan()
@@ -139,10 +144,10 @@ class Engine:
         for span in plan.spans:
             if span.seq not in lost:
                 self.kvcache.commit(span.seq, span.count, self.scheduler.sequence(span.seq).tokens)
-        if plan.spills:
-            self.kvcache.write_behind()
         events = self.scheduler.commit(plan, {seq: choice.token for seq, choice in choices.items()}, lost)
         self._release(events)
+        if plan.spills:
+            self.kvcache.write_behind()
         return tuple(events)
 
     def _release(self, events: Sequence[Event]) -> None:
@@ -150,6 +155,10 @@ class Engine:
             if isinstance(event, FinishedEvent) and event.seq in self.kvcache:
                 self.kvcache.release(event.seq)
                 self._fallbacks.pop(event.seq, None)
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise RequestError("this engine is closed: make another LLM")
 
     def _refuse_broken_tier(self) -> None:
         """Raise StorageError if some sequence only ever falls back; it would do so for ever."""

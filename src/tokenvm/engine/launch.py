@@ -13,7 +13,6 @@ from tokenvm.engine.budget import Budget, Needs, plan_budget
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.runner import Runner, workspace_bytes
 from tokenvm.errors import ConfigError, StorageError
-from tokenvm.kernels.linear import PackedMatrix
 from tokenvm.kernels.native import NUMERICS_ID, set_threads
 from tokenvm.kernels.paging import PartGeometry
 from tokenvm.kvcache import KVCache
@@ -126,7 +125,9 @@ def _needs(model: LoadedModel, layout: PageLayout, limits: _Numbers, geometry: P
         page_bytes=layout.page_bytes,
         part_bytes=layout.part_stride,
         weight_bytes=model.weights.nbytes,
-        workspace_bytes=workspace_bytes(model.spec, limits.max_tokens_per_forward, model.weights.dtype),
+        workspace_bytes=workspace_bytes(
+            model.spec, limits.max_tokens_per_forward, model.weights.dtype, limits.max_num_seqs, pages_each
+        ),
         wanted_pages=limits.max_num_seqs * pages_each + 1,
     )
 
@@ -198,12 +199,16 @@ def fingerprint(model: LoadedModel, geometry: PartGeometry) -> bytes:
     """Name all that shapes KV bytes besides the tokens: weights, dtype, rope, block_tokens, layout and numerics."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((model.spec, geometry, geometry.layout_id, NUMERICS_ID)).encode())
-    for matrix in _matrices(model):
-        digest.update(crc32c(matrix.storage.data_ptr(), matrix.nbytes).to_bytes(4, "little"))
+    for address, nbytes in _weights(model):
+        digest.update(crc32c(address, nbytes).to_bytes(4, "little"))
     return digest.digest()
 
 
-def _matrices(model: LoadedModel) -> Iterator[PackedMatrix]:
-    for layer in model.weights.layers:
-        yield from (layer.qkv, layer.o, layer.gate_up, layer.down)
-    yield model.weights.ends.embedding
+def _weights(model: LoadedModel) -> Iterator[tuple[int, int]]:
+    """Address and bytes of every weight that keys and values depend on."""
+    layers = model.weights.layers
+    matrices = [matrix for layer in layers for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+    for matrix in (*matrices, model.weights.ends.embedding):
+        yield matrix.storage.data_ptr(), matrix.nbytes
+    for norm in (norm for layer in layers for norm in (layer.attn_norm, layer.mlp_norm)):
+        yield norm.data_ptr(), norm.nbytes

@@ -20,12 +20,15 @@ from tokenvm.staging import Staged
 Tap = Callable[[Plan, torch.Tensor], None]
 
 
-def workspace_bytes(spec: ModelSpec, rows: int, dtype: torch.dtype) -> int:
-    """Return what a step of `rows` tokens needs beside weights and pages."""
+def workspace_bytes(spec: ModelSpec, rows: int, dtype: torch.dtype, sequences: int, pages_each: int) -> int:
+    """Return what a step of `rows` tokens needs beside weights and pages, the kernels' scratch included."""
     heads = spec.attention
-    per_row = Activations.bytes_per_row(spec, dtype) + heads.q_heads * (heads.head_dim + 2) * 4
-    per_row += 2 * heads.out_columns * dtype.itemsize
-    return rows * per_row + spec.max_model_len * heads.head_dim * 4 + 8 * spec.vocab_size * 4
+    state_bytes = heads.q_heads * (heads.head_dim + 2) * 4
+    per_row = Activations.bytes_per_row(spec, dtype) + state_bytes
+    per_row += (2 * heads.out_columns + spec.mlp.intermediate) * dtype.itemsize
+    partials = sequences * pages_each * state_bytes
+    tables = spec.max_model_len * heads.head_dim * 4 + sequences * spec.vocab_size * 4
+    return rows * per_row + partials + tables
 
 
 class Runner:

@@ -128,7 +128,10 @@ class Batch(Protocol):
         ...
 
     def result(self) -> CopyResult:
-        """Wait, and say how each copy ended. To be called once at least: it frees the batch."""
+        """Wait, and say how each copy ended. To be called once at least: it frees the batch.
+
+        Every call gives the same answer, also after one that an exception cut short.
+        """
         ...
 
 

@@ -97,9 +97,10 @@ class NativeBatch:
         return self._answer() if self._result else _LANDINGS[self._pool.threads.wait(self._number)]
 
     def result(self) -> CopyResult:
-        """See `Batch.result`."""
+        """See `Batch.result`. The pool forgets only what is kept here, so an interrupt loses nothing."""
         if self._result is None:
             self._result = CopyResult(*self._pool.threads.take(self._number))
+        self._pool.threads.forget(self._number)
         return self._result
 
 

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import mmap
 import os
+import resource
 import secrets
 import shutil
 from pathlib import Path
@@ -24,6 +25,9 @@ Direct = bool | Literal["auto"]
 
 LAYER_BYTES = 2 << 20
 """A slab holds as many pages as fit this much of each layer, unless told: two of the longest reads."""
+
+MOST_SLABS = 256
+"""Slabs of a whole limit are made longer, unless told, so that they are no more files than this."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger("tokenvm.memory")
@@ -59,7 +63,8 @@ class DiskStore:
         self.path = path
         self.layout = layout
         self.capacity = limit_bytes // layout.page_bytes
-        self.slab_pages = min(self.capacity, slab_pages or max(1, LAYER_BYTES // layout.part_stride))
+        shortest = max(1, LAYER_BYTES // layout.part_stride, -(-self.capacity // MOST_SLABS))
+        self.slab_pages = min(self.capacity, slab_pages or shortest)
         self.checksums = np.zeros((self.capacity, layout.layers), np.uint32)
         self._fds = np.full(-(-self.capacity // self.slab_pages), -1, np.int32)
         self._slabs = 0
@@ -105,10 +110,8 @@ class DiskStore:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = nameless_file(self.path)
         except OSError as error:
-            raise StorageError(
-                f"cannot write in {self.path} ({error.strerror}): "
-                "set nvme_path to a directory you own, or nvme_limit=0"
-            ) from error
+            advice = too_many_files(error) or "set nvme_path to a directory you own, or nvme_limit=0"
+            raise StorageError(f"cannot write in {self.path} ({error.strerror}): {advice}") from error
         try:
             return direct is not False and self._try_direct(fd, required=direct is True)
         finally:
@@ -139,6 +142,8 @@ class DiskStore:
         return fd
 
     def _no_slab(self, error: OSError, nbytes: int) -> StorageError:
+        if advice := too_many_files(error):
+            return StorageError(f"cannot make a file in {self.path} ({error.strerror}): {advice}")
         free = shutil.disk_usage(self.path).free
         advice = (
             f"free some space, set nvme_limit={self.high_water_bytes or 0}, or set nvme_path to another disk"
@@ -149,6 +154,16 @@ class DiskStore:
             f"cannot reserve {nbytes} bytes in {self.path} "
             f"({error.strerror}; {free} bytes are free there): {advice}"
         )
+
+
+def too_many_files(error: OSError) -> str:
+    """Say what to type where no file can be opened because too many are; "" where that is not the reason."""
+    if error.errno == errno.EMFILE:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"this process may open {most} files: type `ulimit -n {most + MOST_SLABS}` and start it again"
+    if error.errno == errno.ENFILE:
+        return "the whole machine has too many: end other programs, or raise `sudo sysctl -w fs.file-max=...`"
+    return ""
 
 
 def nameless_file(directory: Path) -> int:

@@ -91,7 +91,10 @@ class Transfer:
 
     @property
     def failed(self) -> tuple[Move, ...]:
-        """The moves that did not land whole; waits for the end. Their targets hold nothing."""
+        """The moves that did not land whole; waits for the end. Their targets hold nothing.
+
+        A wait that was cut short by an interrupt may be repeated: settling twice records the same.
+        """
         if self._failed is None:
             self._failed = self._settle(self._batch.result())
         return self._failed

@@ -91,6 +91,12 @@ class Ledger:
         self._forget(self._units[move.unit], move.target)
         self._bury(move.unit)
 
+    def moving(self, move: Move) -> bool:
+        """Whether the move has neither landed nor failed yet."""
+        entry = self._units.get(move.unit)
+        copy = None if entry is None else entry.copies.get(move.target)
+        return copy is not None and copy.arriving and copy.slot == move.target_slot
+
     def drop(self, unit: UnitId, tier: Tier) -> None:
         """Give up one copy; another whole one remains."""
         entry = self._units[unit]

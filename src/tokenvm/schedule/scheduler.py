@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -42,7 +43,7 @@ class Scheduler:
         self._running: dict[SeqId, Sequence] = {}
         self._live: set[str] = set()
         self._next = 0
-        self.promised_pages = 0  # the pages that all waiting and running sequences may come to own
+        self._promises: list[int] = []  # the most pages of each waiting or running sequence, ascending
 
     @property
     def has_work(self) -> bool:
@@ -53,6 +54,11 @@ class Scheduler:
     def running(self) -> tuple[SeqId, ...]:
         """Running sequences, first come first."""
         return tuple(self._running)
+
+    @property
+    def most_pages(self) -> int:
+        """The pages that all who wait or run may come to own at once."""
+        return min(sum(self._promises[-self.limits.max_num_seqs :]), self.limits.held_pages)
 
     def sequence(self, seq: SeqId) -> Sequence:
         """Return a sequence that is waiting or running."""
@@ -77,7 +83,7 @@ class Scheduler:
         self._refuse_oversized(sequence)
         self._waiting[seq] = sequence
         self._live.add(request.request_id)
-        self.promised_pages += self._pages(sequence)
+        bisect.insort(self._promises, self._pages(sequence))
         return seq
 
     def abort(self, request_id: str) -> list[Event]:
@@ -138,7 +144,7 @@ class Scheduler:
         self._waiting.pop(sequence.seq, None)
         self._live.discard(sequence.request.request_id)
         sequence.status = Status.FINISHED
-        self.promised_pages -= self._pages(sequence)
+        del self._promises[bisect.bisect_left(self._promises, self._pages(sequence))]
         return FinishedEvent(sequence.request.request_id, sequence.seq, reason, token)
 
     def _admit(self) -> None:

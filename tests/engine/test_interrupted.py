@@ -1,0 +1,107 @@
+"""What a review once broke: interleaved callers, interrupts, closed engines, slots whose owner has gone."""
+
+from __future__ import annotations
+
+import pytest
+from fixtures_engine import BLOCK_TOKENS, greedy, page_bytes, prompt, tiny_model
+
+from tokenvm.config import MemoryConfig
+from tokenvm.engine.launch import Settings, build_engine, fingerprint, needs_of
+from tokenvm.errors import RequestError
+from tokenvm.memory.sim import SimDevice
+from tokenvm.schedule.request import Request
+
+
+def engine_of(model, tmp_path, slots, backend=None, **more):
+    page = page_bytes(model)
+    limit = slots * page + page  # a page for the ring
+    memory = MemoryConfig(kv_limit=limit, nvme_limit=400 * page, block_tokens=BLOCK_TOKENS)
+    return build_engine(model, Settings(memory, tmp_path, threads=1, poison=True, **more), backend)
+
+
+def drain(engine):
+    while engine.has_work:
+        engine.step()
+
+
+def test_a_closed_engine_refuses_by_name(tmp_path):
+    engine = engine_of(tiny_model(), tmp_path, 4)
+    engine.close()
+    engine.close()
+    with pytest.raises(RequestError, match="closed"):
+        engine.add(Request("late", prompt(5), greedy(2)))
+    with pytest.raises(RequestError, match="closed"):
+        engine.step()
+
+
+def test_slots_of_finished_sequences_are_waited_for(tmp_path, monkeypatch):
+    """Copies that land only when somebody waits: a finished sequence's slots come back late, but they come."""
+    backend = SimDevice(3)
+    monkeypatch.setattr(backend._world, "land_some", lambda: None)
+    engine = engine_of(tiny_model(), tmp_path, 8, backend, max_num_seqs=1)
+    for name in range(12):
+        engine.add(Request(f"r{name}", prompt(9 * BLOCK_TOKENS - 3, seed=name), greedy(1)))
+    drain(engine)
+    engine.kvcache.vm.finish_transfers()
+    engine.kvcache.check()
+    engine.close()
+
+
+@pytest.mark.parametrize("point", ["fill", "submit", "finish"])
+def test_an_interrupt_leaks_no_slot(tmp_path, monkeypatch, point):
+    engine = engine_of(tiny_model(), tmp_path, 4, SimDevice(1))
+    vm = engine.kvcache.vm
+    place, name = {
+        "fill": (vm.arena, "fill"),
+        "submit": (vm._transfers, "submit"),
+        "finish": (vm.ledger, "land"),
+    }[point]
+    original, calls = getattr(place, name), iter(range(10**6))
+
+    def interrupted(*given, **named):
+        if next(calls) % 5 == 3:
+            raise KeyboardInterrupt
+        return original(*given, **named)
+
+    monkeypatch.setattr(place, name, interrupted)
+    stopped = 0
+    for number in range(12):
+        try:
+            engine.add(Request(f"r{number}", prompt(7 * BLOCK_TOKENS, seed=number), greedy(3)))
+            drain(engine)
+        except KeyboardInterrupt:
+            stopped += 1
+            engine.abort(f"r{number}")
+    monkeypatch.setattr(place, name, original)
+    assert stopped > 2
+    vm.finish_transfers()
+    engine.kvcache.check()
+    assert [vm.ledger.used(tier) for tier in (0, 1, 2)] == [0, 0, 0]
+    engine.add(Request("after", prompt(7 * BLOCK_TOKENS), greedy(3)))
+    drain(engine)
+    engine.close()
+
+
+def test_a_fingerprint_covers_every_weight_that_shapes_kv():
+    model = tiny_model()
+    settings = Settings(MemoryConfig(block_tokens=BLOCK_TOKENS), None)
+    _, geometry = needs_of(model, settings)
+    layer = model.weights.layers[-1]
+    seen = {fingerprint(model, geometry)}
+    parts = [layer.attn_norm, layer.mlp_norm, model.weights.ends.embedding.storage]
+    parts += [matrix.storage for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+    for part in parts:
+        part.view(-1)[:1] += 1
+        seen.add(fingerprint(model, geometry))
+    assert len(seen) == 1 + len(parts)
+
+
+def test_requests_are_promised_space_for_those_that_run_at_once(tmp_path):
+    engine = engine_of(tiny_model(), tmp_path, 4, max_num_seqs=2)
+    for name in range(30):
+        engine.add(Request(f"r{name}", prompt(6 * BLOCK_TOKENS), greedy(1)))
+    assert engine.scheduler.most_pages == 12
+    for name in range(30):
+        engine.abort(f"r{name}")
+    assert engine.scheduler.most_pages == 0
+    engine.close()
