@@ -52,11 +52,11 @@ def _disk(topic: str, name: str, share: float, **more: Any) -> Trial:
 SHORT_TRIALS = (
     _disk("memory limit", "1/2 of the KV memory", 0.5),
     _disk("memory limit", "the smallest legal limit", 0),
-    _disk("chunk size", "chunks of 40 tokens, 1/10 of the KV memory", 0.1, chunk_tokens=40),
+    _disk("chunk size", "chunks of 40 tokens, the smallest legal limit", 0, chunk_tokens=40),
     Trial("batch-mates", "with two other prompts", together=True),
     _disk("batch-mates", "with two other prompts, 1/2 of the KV memory", 0.5, together=True),
-    _disk("threads", "one thread, 1/10 of the KV memory", 0.1, threads=1),
-    Trial("host tier", "1/10 of the KV memory, the rest in host memory", 0.1, "host"),
+    _disk("threads", "one thread, the smallest legal limit", 0, threads=1),
+    Trial("host tier", "the smallest legal limit, the rest in host memory", 0, "host"),
 )
 FULL_TRIALS = (
     _disk("memory limit", "1/2 of the KV memory", 0.5),
