@@ -45,6 +45,7 @@ def test_a_right_model_passes_and_the_report_is_plain(
     assert json.loads(json.dumps(report)) == report
     assert report["parity"]["prompt_tokens"] == [1, 31, 33, 150]
     assert report["parity"]["max_logit_difference"] <= 1e-4
+    assert report["parity"]["nvme_read_bytes"] > 0
     assert {row["dtype"] for row in report["bits"]} == {"float32", "bfloat16"}
     assert sum(row["nvme_read_bytes"] > 0 for row in report["bits"]) == 8
     assert sum(row["h2d_bytes"] > 0 for row in report["bits"]) == 2

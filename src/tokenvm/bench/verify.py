@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from tokenvm.bench.job import unlimited
+from tokenvm.bench.job import kv_bytes
 from tokenvm.bench.screen import Screen
 from tokenvm.bench.verify_bits import FULL_TRIALS, SHORT_TRIALS, Finding, Grid, Trial, settings_for
 from tokenvm.bench.verify_parity import Parity, compare_prompts
@@ -25,40 +25,55 @@ from tokenvm.models.weights.pack import LoadedModel, load_model
 from tokenvm.sizes import format_size
 from tokenvm.tokenizer import Tokenizer
 
+PARITY_SHARE: Final = 0.1
+"""Of the KV memory that the longest prompt needs: what is compared with Transformers comes from disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Trials of one dtype. The first of the prompts, `lengths` tokens long, also runs alone.
+
+    Pages are small enough for every share of the memory to be another number of them.
+    """
+
+    dtype: str
+    block_tokens: int
+    lengths: tuple[int, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:
     """How much is compared. Lengths in tokens; those a model cannot hold are left out.
 
-    `bits` maps a dtype to the prompts of its trials, the first of which runs alone. `block_tokens` None: the user's.
+    `parity_block_tokens` None: as large as pages are by default.
     """
 
     parity_lengths: tuple[int, ...]
     parity_tokens: int
-    bits: dict[str, tuple[int, ...]]
+    parity_block_tokens: int | None
+    bits: tuple[Series, ...]
     bits_tokens: int
     trials: tuple[Trial, ...]
-    block_tokens: int | None
 
 
 SHORT: Final = Extent(
     parity_lengths=(1, 31, 33, 150),
     parity_tokens=16,
-    bits={"float32": (150, 40, 33), "bfloat16": (300, 97, 33)},
+    parity_block_tokens=16,
+    bits=(Series("float32", 16, (150, 40, 33)), Series("bfloat16", 16, (300, 97, 33))),
     bits_tokens=12,
     trials=SHORT_TRIALS,
-    block_tokens=16,
 )
 FULL: Final = Extent(
     parity_lengths=(
         *(1, 2, 17, 64, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025),
-        *(1536, 2049, 4000, 6000),
+        *(1536, 2049, 3000, 6000),
     ),
     parity_tokens=64,
-    bits={"float32": (1500, 513, 300, 129), "bfloat16": (4000, 1025, 700, 129)},
-    bits_tokens=32,
+    parity_block_tokens=None,
+    bits=(Series("float32", 32, (1500, 513, 300, 129)), Series("bfloat16", 64, (3000, 1025, 700, 129))),
+    bits_tokens=24,
     trials=FULL_TRIALS,
-    block_tokens=None,
 )
 
 
@@ -73,8 +88,8 @@ def run_verify(model: str, *, full: bool, base: MemoryConfig) -> dict[str, Any]:
     with screen.getting_model() as report:
         folder = resolve_model(model, progress=report)
     subject = _Subject(folder, make_settings(base), screen, extent)
-    parities, findings = subject.compare()
-    return _card(screen, model, full, parities, findings, clock.now_s() - began_s)
+    parity, findings = subject.compare()
+    return _card(screen, model, full, parity, findings, clock.now_s() - began_s)
 
 
 class _Subject:
@@ -82,7 +97,7 @@ class _Subject:
 
     def __init__(self, folder: Path, settings: Settings, screen: Screen, extent: Extent) -> None:
         self._folder = folder
-        self._settings = settings_for(settings.memory, settings.disk_path, extent.block_tokens)
+        self._settings = settings
         self._screen = screen
         self._extent = extent
         self._tokenizer = Tokenizer.from_folder(folder)
@@ -91,43 +106,59 @@ class _Subject:
         if not self._text:
             raise ModelError(f"the tokenizer in {folder} makes no tokens of English text: pass another model")
 
-    def compare(self) -> tuple[list[Parity], dict[str, list[Finding]]]:
+    def compare(self) -> tuple[dict[str, Any], dict[str, list[Finding]]]:
         """Run everything; one dtype's weights are in memory at a time, the reference's beside the first."""
         reference = Reference(self._folder)
         model = load_model(self._folder, "float32")
-        parities = list(self._parities(model, reference))
+        parity = self._parity(model, reference)
         del reference
         findings: dict[str, list[Finding]] = {}
-        for dtype, lengths in self._extent.bits.items():
-            if dtype != "float32":
-                model = load_model(self._folder, dtype)
-            findings[dtype] = list(self._findings(model, dtype, lengths))
-        return parities, findings
+        for series in self._extent.bits:
+            if series.dtype != "float32":
+                model = load_model(self._folder, series.dtype)
+            findings[series.dtype] = list(self._findings(model, series))
+        return parity, findings
 
-    def _parities(self, model: LoadedModel, reference: Reference) -> Iterator[Parity]:
+    def _parity(self, model: LoadedModel, reference: Reference) -> dict[str, Any]:
+        """Compare with the reference while pages come from disk."""
         tokens = self._extent.parity_tokens
         prompts = self._prompts(self._extent.parity_lengths, model.spec.max_model_len - tokens)
-        longest = max(len(prompt) for prompt in prompts) + tokens
-        settings = replace(unlimited(self._settings), max_model_len=longest, max_num_seqs=1)
+        settings = self._parity_settings(model, max(len(prompt) for prompt in prompts) + tokens)
+        parities: list[Parity] = []
         with LLM.from_loaded(model, self._tokenizer, settings) as llm:
             compared = compare_prompts(llm, reference, prompts, tokens)
             for at, prompt in enumerate(prompts, start=1):
                 what = f"Transformers {at}/{len(prompts)}, prompt length {len(prompt):,}"
                 with self._screen.console.status(what):
-                    parity = next(compared)
-                ending = "a tie" if parity.excused else parity.problem or "equal"
-                self._say(f"{what}: {parity.steps} more {ending}, logits within {parity.max_difference:.1e}")
-                yield parity
+                    parities.append(next(compared))
+                one = parities[-1]
+                ending = "a tie" if one.excused else one.problem or "equal"
+                self._say(f"{what}: {one.steps} more {ending}, logits within {one.max_difference:.1e}")
+            return _parity(parities, llm.stats())
 
-    def _findings(self, model: LoadedModel, dtype: str, lengths: tuple[int, ...]) -> Iterator[Finding]:
+    def _parity_settings(self, model: LoadedModel, tokens: int) -> Settings:
+        limits: dict[str, Any] = {
+            "vram_limit": "auto",
+            "kv_limit": "auto",
+            "host_memory": 0,
+            "nvme_limit": "auto",
+        }
+        memory = self._settings.memory.model_copy(update=limits)
+        settings = settings_for(memory, self._settings.disk_path, self._extent.parity_block_tokens)
+        settings = replace(settings, max_model_len=tokens, max_num_seqs=1)
+        allowed = kv_bytes(model, settings, tokens, PARITY_SHARE)[1]
+        return replace(settings, memory=settings.memory.model_copy(update={"kv_limit": allowed}))
+
+    def _findings(self, model: LoadedModel, series: Series) -> Iterator[Finding]:
         tokens = self._extent.bits_tokens
-        prompts = self._prompts(lengths, model.spec.max_model_len - tokens)
-        grid = Grid(model, self._tokenizer, self._settings, prompts, tokens)
-        with self._screen.console.status(f"{dtype}: every prompt alone, without limits"):
+        prompts = self._prompts(series.lengths, model.spec.max_model_len - tokens)
+        settings = settings_for(self._settings.memory, self._settings.disk_path, series.block_tokens)
+        grid = Grid(model, self._tokenizer, settings, prompts, tokens)
+        with self._screen.console.status(f"{series.dtype}: every prompt alone, without limits"):
             sizes = [f"{size:,}" for size in grid.measure_alone()]
-        self._say(f"{dtype}: prompts of {', '.join(sizes)} tokens, each alone, without limits: done")
+        self._say(f"{series.dtype}: prompts of {', '.join(sizes)} tokens, each alone, without limits: done")
         for at, trial in enumerate(self._extent.trials, start=1):
-            what = f"{dtype} {at}/{len(self._extent.trials)}, {trial.name}"
+            what = f"{series.dtype} {at}/{len(self._extent.trials)}, {trial.name}"
             with self._screen.console.status(what):
                 finding = grid.run(trial)
             self._say(f"{what}: {_verdict(finding)}")
@@ -160,16 +191,13 @@ def _card(
     screen: Screen,
     model: str,
     full: bool,
-    parities: list[Parity],
+    parity: dict[str, Any],
     findings: dict[str, list[Finding]],
     seconds: float,
 ) -> dict[str, Any]:
     rows = [
-        _topic(dtype, topic, found)
-        for dtype, all_found in findings.items()
-        for topic, found in _by_topic(all_found)
+        _topic(dtype, topic, found) for dtype, every in findings.items() for topic, found in _by_topic(every)
     ]
-    parity = _parity(parities)
     passed = not parity["problems"] and not any(row["problems"] for row in rows)
     _print(screen, parity, rows, passed, seconds)
     return {
@@ -182,13 +210,18 @@ def _card(
     }
 
 
-def _parity(parities: list[Parity]) -> dict[str, Any]:
+def _parity(parities: list[Parity], stats: dict[str, Any]) -> dict[str, Any]:
+    problems = [f"{one.prompt_tokens} tokens: {one.problem}" for one in parities if one.problem]
+    if not stats["moved_bytes"]["nvme_read"]:
+        problems.append("no page came from disk")
     return {
         "prompt_tokens": [one.prompt_tokens for one in parities],
         "tokens": sum(one.steps for one in parities),
         "excused": sum(one.excused for one in parities),
         "max_logit_difference": max(one.max_difference for one in parities),
-        "problems": [f"{one.prompt_tokens} tokens: {one.problem}" for one in parities if one.problem],
+        "streamed_pages": stats["streamed_pages"],
+        "nvme_read_bytes": stats["moved_bytes"]["nvme_read"],
+        "problems": problems,
     }
 
 
@@ -218,7 +251,7 @@ def _print(
     for column in ("", "runs", "prompts", "tokens", "result"):
         table.add_column(column, justify="right" if column in ("runs", "prompts", "tokens") else "left")
     ties = f", {parity['excused']} ended at a tie" if parity["excused"] else ""
-    good = f"equal, logits within {parity['max_logit_difference']:.1e}{ties}"
+    good = f"tokens equal, logits within {parity['max_logit_difference']:.1e}{ties}"
     prompts = str(len(parity["prompt_tokens"]))
     result = _result(parity["problems"], good)
     table.add_row("Transformers, float32", prompts, prompts, f"{parity['tokens']:,}", result)
