@@ -212,11 +212,15 @@ class MemoryManager:
         self._start([self.ledger.begin(unit, Tier.DEVICE, tier)], urgent=True)
 
     def _start(self, moves: list[Move], urgent: bool = False) -> None:
+        """Put moves in flight. A Ctrl-C at this very moment strands their slots until `close`.
+
+        Nobody can tell then whether the copies have started, and a slot that may be written to is not free.
+        """
         if not moves:
             return
         try:
             self._flying.append(self._transfers.submit(moves, urgent))
-        except BaseException:
+        except Exception:
             for move in moves:
                 self.ledger.fail(move)
             raise

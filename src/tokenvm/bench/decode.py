@@ -174,18 +174,8 @@ def _machine() -> dict[str, Any]:
 
 
 def _print(console: Console, rows: list[dict[str, Any]], rates: dict[str, float]) -> None:
-    table = Table(box=None, padding=(0, 2))
-    for name in (
-        "KV memory",
-        "tok/s",
-        "p50 ms",
-        "p95 ms",
-        "MB/token",
-        "floor ms",
-        "of floor",
-        "hidden",
-        "first token",
-    ):
+    table = Table(box=None, padding=(0, 1))
+    for name in ("KV", "tok/s", "p50 ms", "p95 ms", "MB/tok", "floor ms", "of floor", "hidden", "TTFT"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
