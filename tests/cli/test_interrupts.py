@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,9 +35,15 @@ def long_run(model_folder, tmp_path):
 
 
 def slabs(process):
-    """The nameless files that the process has open."""
-    links = f"/proc/{process.pid}/fd"
-    return [fd for fd in os.listdir(links) if "(deleted)" in os.readlink(f"{links}/{fd}")]
+    """The nameless files that the process has open; a file that it closes meanwhile is not one of them."""
+    return [fd for fd in Path(f"/proc/{process.pid}/fd").iterdir() if "(deleted)" in target(fd)]
+
+
+def target(link):
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:
+        return ""
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_files(long_run):
