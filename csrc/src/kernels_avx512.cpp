@@ -5,8 +5,9 @@
 // Then what is built on them.
 #include "tokenvm/dot.hpp"
 #include "tokenvm/lane_attention.hpp"
-#include "tokenvm/lane_linear.hpp"
 #include "tokenvm/lane_rowwise.hpp"
+#include "tokenvm/lane_finish.hpp"
+#include "tokenvm/lane_linear.hpp"
 
 namespace tokenvm {
 
