@@ -116,8 +116,9 @@ def test_a_batch_ends_when_the_wire_has_carried_it(device: LinkedDevice, clock: 
     assert batch.poll() is Answer.IN_FLIGHT
     assert batch.wait() is Answer.HIT
     assert clock.now_s() == 2.0
+    back = np.array([region.address, region.address + 3 * PART], np.uint64)
     out = Copies(
-        copies.kind | 1, copies.check, copies.fd, copies.place, copies.address, copies.nbytes, copies.checksum
+        copies.kind | 1, copies.check, copies.fd, back, copies.address, copies.nbytes, copies.checksum
     )
     device.copies().submit(out, urgent=True).result()
     assert clock.now_s() == 4.0, "the other direction is another wire, and it was idle"
