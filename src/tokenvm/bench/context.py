@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tokenvm.bench.decode import floor_s, rates_note
 from tokenvm.bench.figures import percentile
-from tokenvm.bench.floor import Probe, mean_rates, median_rates, probing
+from tokenvm.bench.floor import Probe, better_rates, median_rates, probing
 from tokenvm.bench.report import Grid, Report, machine
 from tokenvm.bench.seed import Pages, add_seeded
 from tokenvm.bench.subject import (
@@ -65,7 +65,7 @@ def _sample(
         read_prompt(engine)
         before = probe.rates()
         steps_s = decode_steps(engine)
-        rates, stats = mean_rates(before, probe.rates()), engine.stats()
+        rates, stats = better_rates(before, probe.rates()), engine.stats()
     streamed = streamed_bytes(stats)
     return {
         "steps_s": steps_s,

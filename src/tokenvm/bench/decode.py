@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from tokenvm.bench.figures import percentile, step_bytes
-from tokenvm.bench.floor import Probe, Rates, mean_rates, median_rates, probing
+from tokenvm.bench.floor import Probe, Rates, better_rates, median_rates, probing
 from tokenvm.bench.report import Grid, Report, machine
 from tokenvm.bench.subject import Paging, Subject, decode_steps, read_prompt, request, streamed_bytes
 
@@ -57,7 +57,7 @@ def _sample(subject: Subject, probe: Probe, context: int, tokens: int, fraction:
         ttft_s = read_prompt(engine)
         before = probe.rates()
         steps_s = decode_steps(engine)
-        rates, stats = mean_rates(before, probe.rates()), engine.stats()
+        rates, stats = better_rates(before, probe.rates()), engine.stats()
     peak = stats["tiers"]["device"]["high_water_bytes"] + stats["ring_bytes"] * bool(stats["streamed_pages"])
     return Sample(rates, ttft_s, steps_s, stats, peak)
 

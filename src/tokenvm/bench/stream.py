@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tokenvm.bench.decode import floor_s, rates_note
 from tokenvm.bench.figures import Spread, crossing, paired_ratios, percentile, spread
-from tokenvm.bench.floor import Probe, Rates, mean_rates, median_rates, probing
+from tokenvm.bench.floor import Probe, Rates, better_rates, median_rates, probing
 from tokenvm.bench.report import Grid, Report, machine
 from tokenvm.bench.seed import Pages, add_seeded
 from tokenvm.bench.subject import Paging, Subject, decode_steps, read_prompt, request, streamed_bytes
@@ -32,7 +32,7 @@ class Line:
     def title(self) -> str:
         """What it is called in tables and charts."""
         if self.link_bytes_per_s is not None:
-            return f"host memory over an emulated link of {format_size(int(self.link_bytes_per_s))}/s"
+            return f"host, emulated {format_size(int(self.link_bytes_per_s))}/s link"
         return "disk, raw" if self.codec == "none" else f"disk, {self.codec}"
 
     def paging(self, fraction: float) -> Paging:
@@ -110,7 +110,7 @@ def _sample(
         read_prompt(engine)
         before = probe.rates()
         steps_s = decode_steps(engine)
-        rates, stats = mean_rates(before, probe.rates()), engine.stats()
+        rates, stats = better_rates(before, probe.rates()), engine.stats()
     if paging.link_bytes_per_s is not None:  # what is streamed crosses the link, not the disk
         rates = rates | {"disk_bytes_per_s": paging.link_bytes_per_s}
     streamed = streamed_bytes(stats)
