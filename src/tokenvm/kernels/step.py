@@ -100,7 +100,7 @@ class StepAttention:
         )
 
     def finish(self, out: torch.Tensor) -> None:
-        """Write what was attended: out [M, q_heads * head_dim] in the geometry's dtype. A row that saw nothing gives 0."""
+        """Write out [M, q_heads * head_dim] in the geometry's dtype; a row that saw nothing gives 0."""
         rows, width = self._rows, self._q_heads * self._geometry.head_dim
         target = checks.tensor("out", out, (rows, width), self._geometry.dtype)
         native().finish_state(
