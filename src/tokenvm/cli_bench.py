@@ -141,6 +141,29 @@ def bench_context(
     _finish(measure(subject, pages, lengths, paging, tokens, rounds, _console()), write, as_json)
 
 
+@bench.command("codec")
+def bench_codec(
+    model: Model = "smollm2",
+    context: Annotated[int, typer.Option(min=256, help="Tokens of text whose KV is used.")] = 2000,
+    rounds: Rounds = 3,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    lock: Lock = None,
+    write: Write = None,
+    as_json: Json = False,
+) -> None:
+    """Put the KV of a real text through every lossless codec there is: ratio, and bytes a second both ways."""
+    from tokenvm.bench.codec import known_coders, measure
+    from tokenvm.bench.subject import turn
+
+    subject = _subject(model, dtype, threads, None, lock)
+    pages = _pages(subject, context, computed=True)
+    coders, skipped = known_coders()
+    with turn(lock):
+        report = measure(pages, "KV of an English text", coders, skipped, rounds, _console())
+    _finish(report, write, as_json)
+
+
 @bench.command("disk")
 def bench_disk(
     model: Model = "smollm2",
