@@ -87,23 +87,33 @@ class Contest:
             self.workers.pop(peer, None)
 
     def run(self, peer: str, threads: int, workload: str, rng: random.Random) -> dict[str, float]:
-        """Measure one workload once; what fails is left out with its reason."""
-        with turn(self.options.lock):
-            return WORKLOADS[workload](self.workers[peer][threads], rng)
+        """Measure one workload once; nothing is returned of a peer that fails, and it is left out from then on."""
+        try:
+            with turn(self.options.lock):
+                return WORKLOADS[workload](self.workers[peer][threads], rng)
+        except PeerError as why:
+            self.skipped[peer] = f"failed in {workload}: {why}"
+            print(f"{peer} {self.skipped[peer]}", flush=True)
+            self.workers.pop(peer, None)
+            return {}
 
 
 def trial(contest: Contest, workloads: list[str], rng: random.Random) -> dict[str, dict[str, int]]:
     """Return peer → workload → the number of threads that serves it best; the first measure of a workload decides."""
     best: dict[str, dict[str, int]] = {}
-    for peer, workers in contest.workers.items():
+    for peer, workers in list(contest.workers.items()):
         best[peer] = {}
         for threads, worker in workers.items():
             worker.seconds([random_prompt(rng, 64)], 8)
             print(f"{peer}, {threads} threads: {worker.settings}", flush=True)
         for workload in workloads:
-            figures = {threads: contest.run(peer, threads, workload, rng) for threads in workers}
-            decisive = next(iter(figures[min(figures)]))
-            best[peer][workload] = best_threads(figures, decisive)
+            figures = {
+                threads: contest.run(peer, threads, workload, rng) for threads in workers if len(workers) > 1
+            }
+            if peer not in contest.workers:
+                break
+            decisive = next(iter(next(iter(figures.values()), {})), "")
+            best[peer][workload] = best_threads(figures, decisive) if figures else min(workers)
             print(f"trial of {peer}, {workload}: {figures} → {best[peer][workload]} threads", flush=True)
     return best
 
@@ -111,15 +121,15 @@ def trial(contest: Contest, workloads: list[str], rng: random.Random) -> dict[st
 def rounds(
     contest: Contest, workloads: list[str], best: dict[str, dict[str, int]], rng: random.Random
 ) -> dict[str, dict[str, list[float]]]:
-    """Return peer → measure → its figure of each round."""
-    figures: dict[str, dict[str, list[float]]] = {peer: {} for peer in contest.workers}
+    """Return peer → measure → its figure of each round, of those that got through all of them."""
+    figures: dict[str, dict[str, list[float]]] = {}
     for number in range(contest.options.rounds):
         for workload in workloads:
-            for peer in contest.workers:
+            for peer in list(contest.workers):
                 for name, value in contest.run(peer, best[peer][workload], workload, rng).items():
-                    figures[peer].setdefault(name, []).append(value)
+                    figures.setdefault(peer, {}).setdefault(name, []).append(value)
                     print(f"round {number + 1}: {peer} {name} {value:.2f}", flush=True)
-    return figures
+    return {peer: each for peer, each in figures.items() if peer in contest.workers}
 
 
 def report(contest: Contest, figures: dict[str, dict[str, list[float]]], best: dict[str, Any]) -> Report:
@@ -138,7 +148,6 @@ def report(contest: Contest, figures: dict[str, dict[str, list[float]]], best: d
     settings = {p: {str(t): w.settings for t, w in each.items()} for p, each in contest.workers.items()}
     values = {
         "bench": "compare",
-        "taken": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "rounds": contest.options.rounds,
         "rows": rows,
@@ -175,6 +184,11 @@ def _notes(values: dict[str, Any]) -> list[str]:
         f"Versions: {versions}. Each at its best of 1 and all threads, and with all KV in memory.",
         *skipped,
     ]
+
+
+def _insist(contest: Contest) -> None:
+    if OURS not in contest.workers:
+        raise SystemExit(f"nothing is compared: {OURS} {contest.skipped[OURS]}")
 
 
 def _installed(python: str, module: str) -> bool:
@@ -223,12 +237,13 @@ def main() -> None:
             if needed not in contest.workers:
                 raise SystemExit(f"{needed} is needed and missing: {contest.skipped[needed]}")
         contest.agree([tokenizer.encode(text) for text in REAL_PROMPTS])
-        if OURS not in contest.workers:
-            raise SystemExit(f"nothing is compared: {OURS} {contest.skipped[OURS]}")
+        _insist(contest)
         rng = random.Random(time.time_ns())
         workloads = options.workloads.split(",")
         best = trial(contest, workloads, rng)
-        found = report(contest, rounds(contest, workloads, best, rng), best)
+        figures = rounds(contest, workloads, best, rng)
+        _insist(contest)
+        found = report(contest, figures, best)
     from rich.console import Console
 
     found.show(Console(highlight=False, width=160))
