@@ -98,6 +98,10 @@ def naive_run(
         start += len(pending)
         pending = [token]
         produced.append(token)
+    print(
+        f"{source.title}: {source.resident_bytes() / 1e6:.0f} MB of KV in memory after the last step",
+        flush=True,
+    )
     source.close()
     return produced, seconds[1 + WARM_STEPS :]
 

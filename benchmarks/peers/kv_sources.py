@@ -82,6 +82,14 @@ class Mapped:
         """Whether a layer is attended in one call: nothing moves while it is."""
         return True
 
+    def resident_bytes(self) -> int:
+        """Return how much of the file is in memory, as the system says."""
+        flags = np.zeros(-(-self._file.nbytes // mmap.PAGESIZE), np.uint8)
+        length = ctypes.c_size_t(self._file.nbytes)
+        if LIBC.mincore(ctypes.c_void_p(self._base), length, ctypes.c_void_p(flags.ctypes.data)):
+            raise OSError(ctypes.get_errno(), "mincore")
+        return int((flags & 1).sum()) * mmap.PAGESIZE
+
     def close(self) -> None:
         """Leave the mapping to the end of the process: its address was handed out."""
 
@@ -109,6 +117,10 @@ class OnDemand:
     def at_once(self) -> bool:
         """Whether a layer is attended in one call; a slot may be overwritten by the next part."""
         return False
+
+    def resident_bytes(self) -> int:
+        """Return the size of the arena: all of it has been used."""
+        return self._arena.nbytes
 
     def close(self) -> None:
         """Nothing outlives it but its memory."""

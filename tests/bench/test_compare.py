@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from compare import Contest, rounds, trial
 from peers.worker import PeerError, Worker
 from peers.workloads import MEASURES, WORKLOADS, Prompts, advantages, best_threads, random_prompt
 from perplexity import windows
@@ -15,12 +18,15 @@ from perplexity import windows
 class Pretended:
     """Takes a second to read a prompt, whatever its length, and a tenth of one for each further token."""
 
+    pace_s = 0.1
+    settings = "none"
+
     def __init__(self) -> None:
         self.asked: list[tuple[int, int, int]] = []
 
     def seconds(self, prompts: Prompts, n_out: int) -> float:
         self.asked.append((len(prompts), len(prompts[0]), n_out))
-        return 1.0 + 0.1 * (n_out - 1)
+        return 1.0 + self.pace_s * (n_out - 1)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +84,35 @@ def test_the_best_number_of_threads() -> None:
 def test_windows_are_whole_and_do_not_overlap() -> None:
     assert windows(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5]]
     assert windows([1, 2], 3) == []
+
+
+class Broken:
+    def seconds(self, prompts: Prompts, n_out: int) -> float:
+        raise PeerError("out of breath")
+
+
+def test_a_peer_that_fails_midway_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    options = argparse.Namespace(lock=tmp_path / "lock", rounds=2, stack=ExitStack())
+    with options.stack:
+        contest = Contest(options)
+        contest.workers = {"tokenvm": {1: Pretended(), 2: Pretended()}, "vllm": {2: Broken()}}  # type: ignore[dict-item]
+        best = {"tokenvm": {"decode": 1}, "vllm": {"decode": 2}}
+        figures = rounds(contest, ["decode"], best, random.Random(0))
+    assert figures == {"tokenvm": {"decode": pytest.approx([10.0, 10.0])}}
+    assert contest.skipped == {"vllm": "failed in decode: out of breath"}
+
+
+def test_a_trial_chooses_the_threads_of_each_workload(tmp_path: Path) -> None:
+    fast, slow = Pretended(), Pretended()
+    fast.pace_s = 0.05
+    options = argparse.Namespace(lock=None, rounds=1, stack=ExitStack())
+    with options.stack:
+        contest = Contest(options)
+        contest.workers = {"tokenvm": {1: slow, 2: fast}, "vllm": {1: slow}}  # type: ignore[dict-item]
+        assert trial(contest, ["decode", "long"], random.Random(0)) == {
+            "tokenvm": {"decode": 2, "long": 1},
+            "vllm": {"decode": 1, "long": 1},
+        }
 
 
 DRIVER = """

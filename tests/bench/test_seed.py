@@ -92,6 +92,7 @@ def test_naive_paging_gives_the_same_tokens(
     tokens, seconds = naive_run(subject(tmp_path), file, source, list(PROMPT), TOKENS)
     assert tokens == said
     assert len(seconds) > 0
+    assert 0 <= source.resident_bytes() <= file.nbytes * max(1, kept)
     file.close()
 
 
