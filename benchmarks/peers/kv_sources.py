@@ -66,6 +66,9 @@ class Mapped:
         """Yield (first page, address of its part): all pages of a layer lie one after another."""
         for page in range(self._file.count):
             yield page, self._base + self._file.offset(layer, page)
+        self._used(layer)
+
+    def _used(self, layer: int) -> None:
         self._recent[layer] = None
         self._recent.move_to_end(layer)
         while len(self._recent) > self._kept:
@@ -92,6 +95,16 @@ class Mapped:
 
     def close(self) -> None:
         """Leave the mapping to the end of the process: its address was handed out."""
+
+
+class MappedFixed(Mapped):
+    """The same, but the first layers that fit stay for good: a cyclic scan never finds what LRU keeps."""
+
+    title = "mmap, fixed part kept"
+
+    def _used(self, layer: int) -> None:
+        if layer >= self._kept:
+            self._give_up(layer)
 
 
 class OnDemand:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fixtures_engine import BLOCK_TOKENS, greedy, prompt, running, tiny_model
 from naive_paging import naive_run
-from peers.kv_sources import KvFile, Mapped, OnDemand
+from peers.kv_sources import KvFile, Mapped, MappedFixed, OnDemand
 from perplexity import nll
 
 from tokenvm.bench.forward import Forward
@@ -81,7 +81,7 @@ def subject(folder: Path) -> Subject:
     return Subject("tiny", MODEL, Settings(memory, folder, max_num_seqs=1, threads=1))
 
 
-@pytest.mark.parametrize("kind", [Mapped, OnDemand])
+@pytest.mark.parametrize("kind", [Mapped, MappedFixed, OnDemand])
 @pytest.mark.parametrize("kept", [0, 5, 100])
 def test_naive_paging_gives_the_same_tokens(
     computed: tuple[Pages, list[int]], kind: type[Mapped] | type[OnDemand], kept: int, tmp_path: Path
