@@ -75,7 +75,7 @@ def add_seeded(engine: Engine, request: Request, pages: Pages) -> SeqId:
     kvcache.create(seq)
     whole = (len(request.prompt_token_ids) - 1) // block
     for index in range(whole):
-        plan = Plan((Span(seq, index * block, block, False),), spills=True)
+        plan = Plan((Span(seq, index * block, block, False),))
         with kvcache.stage(plan) as staged:
             for layer, part in enumerate(pages.page(index)):
                 ctypes.memmove(int(staged.targets(layer)[0]), part.ctypes.data, part.nbytes)
