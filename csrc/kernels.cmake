@@ -1,6 +1,6 @@
 # Kernel sources. Each instruction set is an object library with its own flags; the rest is built for the baseline and
 # reaches them through the tables of kernels.hpp.
-set(TOKENVM_KERNEL_SOURCES csrc/src/bindings_kernels.cpp)
+set(TOKENVM_KERNEL_SOURCES csrc/src/bindings_kernels.cpp csrc/src/bindings_tape.cpp)
 set(TOKENVM_KERNEL_OBJECTS)
 
 function(tokenvm_kernel_objects name)

@@ -90,6 +90,12 @@ void bind_rowwise(nb::module_& m) {
       "cast_bf16", [](Address x, Int count, Address out) { cast_bf16(at<float>(x), count, at<bf16>(out)); },
       NoGil());
   m.def(
+      "reset_state",
+      [](Address acc, Address peak, Address mass, Int rows, Int head_dim) {
+        reset_state(at<float>(acc), at<float>(peak), at<float>(mass), rows, head_dim);
+      },
+      NoGil());
+  m.def(
       "finish_state",
       [](Address acc, Address peak, Address mass, Int rows, Int head_dim, Address out, bool narrow,
          Address lse) {
