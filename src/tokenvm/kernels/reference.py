@@ -7,6 +7,8 @@ for bit.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -209,7 +211,7 @@ def _fold(state: AttentionState, row: int, acc: torch.Tensor, peak: torch.Tensor
     state.peak[row] = top
 
 
-_LARGEST = {"int8": 127.0, "fp8": 448.0}
+_LARGEST: Final[Mapping[str, float]] = {"int8": 127.0, "fp8": 448.0}
 
 
 def _coded_views(
