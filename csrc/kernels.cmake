@@ -13,7 +13,8 @@ function(tokenvm_kernel_objects name)
 endfunction()
 
 tokenvm_kernel_objects(tokenvm_drivers SOURCES
-  csrc/src/team.cpp csrc/src/isa.cpp csrc/src/linear.cpp csrc/src/norm.cpp csrc/src/paging.cpp csrc/src/attention.cpp)
+  csrc/src/team.cpp csrc/src/isa.cpp csrc/src/linear.cpp csrc/src/norm.cpp csrc/src/paging.cpp csrc/src/attention.cpp
+  csrc/src/quantise.cpp)
 tokenvm_kernel_objects(tokenvm_portable SOURCES csrc/src/kernels_portable.cpp)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
