@@ -5,6 +5,7 @@
 // Then what is built on them.
 #include "tokenvm/dot.hpp"
 #include "tokenvm/lane_attention.hpp"
+#include "tokenvm/lane_bitpack.hpp"
 #include "tokenvm/lane_linear.hpp"
 #include "tokenvm/lane_rowwise.hpp"
 
@@ -23,7 +24,9 @@ const Kernels& avx512_kernels() {
                                  .rms_norm = rms_norm,
                                  .silu_mul = silu_mul,
                                  .cast = cast_row,
-                                 .rope = rope};
+                                 .rope = rope,
+                                 .bitpack_encode = bitpack_encode_lanes,
+                                 .bitpack_decode = bitpack_decode_lanes};
   return table;
 }
 
