@@ -1,11 +1,8 @@
 # Kernel sources. Each instruction set is an object library with its own flags; the rest is built for the baseline and
 # reaches them through the tables of kernels.hpp.
-<<<<<<< HEAD
-set(TOKENVM_KERNEL_SOURCES csrc/src/bindings_kernels.cpp csrc/src/bindings_codec.cpp)
-=======
 set(TOKENVM_KERNEL_SOURCES
-    csrc/src/bindings_kernels.cpp csrc/src/bindings_tape.cpp csrc/src/bindings_bench.cpp)
->>>>>>> main
+    csrc/src/bindings_kernels.cpp csrc/src/bindings_tape.cpp csrc/src/bindings_bench.cpp
+    csrc/src/bindings_codec.cpp)
 set(TOKENVM_KERNEL_OBJECTS)
 
 function(tokenvm_kernel_objects name)
@@ -18,11 +15,7 @@ endfunction()
 
 tokenvm_kernel_objects(tokenvm_drivers SOURCES
   csrc/src/team.cpp csrc/src/isa.cpp csrc/src/linear.cpp csrc/src/norm.cpp csrc/src/paging.cpp csrc/src/attention.cpp
-<<<<<<< HEAD
-  csrc/src/bitpack.cpp)
-=======
-  csrc/src/quantise.cpp)
->>>>>>> main
+  csrc/src/quantise.cpp csrc/src/bitpack.cpp)
 tokenvm_kernel_objects(tokenvm_portable SOURCES csrc/src/kernels_portable.cpp)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")

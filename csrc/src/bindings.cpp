@@ -10,11 +10,8 @@ void bind_tape(nanobind::module_& module);
 NB_MODULE(_native, module) {
   module.doc() = "Native kernels and I/O of TokenVM. Use the typed functions of tokenvm.kernels and tokenvm.memory.";
   bind_kernels(module);
-<<<<<<< HEAD
   bind_codec(module);
-=======
   bind_tape(module);
->>>>>>> main
   bind_io(module);
   bind_bench(module);
 }
