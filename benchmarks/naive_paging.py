@@ -49,6 +49,8 @@ from tokenvm.staging import Round
 class NaiveStaged:
     """What the decoder asks of staged pages, over a source of parts and one open page in memory."""
 
+    own = None
+
     def __init__(
         self, source: Mapped | OnDemand, open_page: int, file: KvFile, block: int, span: range
     ) -> None:
