@@ -179,11 +179,11 @@ def _grid(rows: list[dict[str, Any]], peers: list[str]) -> Grid:
 def _notes(values: dict[str, Any]) -> list[str]:
     first = {peer: next(iter(each.values())) for peer, each in values["settings"].items()}
     versions = ", ".join(f"{peer} {settings.get('version', '')}".strip() for peer, settings in first.items())
+    tried = " and ".join(map(str, values["threads_tried"]))
     skipped = [f"{peer}: skipped, {why}." for peer, why in values["skipped"].items()]
     return [
         f"Medians of {values['rounds']} rounds, in turn; ratios of each round by itself: above 1 TokenVM is faster. "
-        f"Versions: {versions}. Each at its best of {' and '.join(map(str, values['threads_tried']))} threads, with all KV "
-        "in memory.",
+        f"Versions: {versions}. Each at its best of {tried} threads, with all KV in memory.",
         *skipped,
     ]
 

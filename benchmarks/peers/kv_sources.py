@@ -74,9 +74,9 @@ class Mapped:
         """Yield (first page, address of its part): all pages of a layer lie one after another."""
         for page in range(self._file.count):
             yield page, self._base + self._file.offset(layer, page)
-        self._used(layer)
 
-    def _used(self, layer: int) -> None:
+    def used(self, layer: int) -> None:
+        """Hear that a layer was attended; give up what is beyond the limit."""
         self._recent[layer] = None
         self._recent.move_to_end(layer)
         while len(self._recent) > self._kept:
@@ -110,7 +110,8 @@ class MappedFixed(Mapped):
 
     title = "mmap, fixed part kept"
 
-    def _used(self, layer: int) -> None:
+    def used(self, layer: int) -> None:
+        """Hear that a layer was attended; give it up unless it stays."""
         if layer >= self._kept:
             self._give_up(layer)
 
@@ -133,6 +134,9 @@ class OnDemand:
         """Yield (page, address of its part) as it arrives."""
         for page in range(self._file.count):
             yield page, self._arena.address + self._slot(layer, page) * self._file.part_bytes
+
+    def used(self, layer: int) -> None:
+        """Nothing to give up: slots are taken when they are needed."""
 
     @property
     def at_once(self) -> bool:
