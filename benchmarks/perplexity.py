@@ -89,6 +89,7 @@ def compare(row: dict, exact: dict) -> dict:
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
