@@ -1,118 +1,130 @@
-"""Perplexity of a text under each KV format: what a lossy format costs in quality.
+"""How well the model predicts a text: the measure of what a lossy KV format costs.
 
-python benchmarks/perplexity.py TEXT [--model smollm2] [--tokens 32768] [--window 1024] [--block-tokens auto]
+    PYTHONPATH=src python benchmarks/perplexity.py TEXT --window 1024 --tokens 20000 --kv auto,int8,fp8
 
-Every window is read from an empty context; each token but its first is predicted from those before it in the window.
-The last line is JSON.
+The text is cut into windows that do not overlap; in each, every token but the first is predicted from those before it.
+Formats are run window by window in turn, and compared on the very same tokens. The smaller the better.
 """
 
+# ruff: noqa: T201 - it prints its findings
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 
+from tokenvm.bench.forward import Forward
+from tokenvm.bench.report import Grid, Report, machine, write_report
+from tokenvm.bench.subject import Paging, Subject, open_subject, turn
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.engine import Engine
-from tokenvm.engine.launch import Settings, build_engine
+from tokenvm.engine.launch import needs_of
 from tokenvm.models.fetch import resolve_model
-from tokenvm.models.weights.pack import LoadedModel, load_model
 from tokenvm.schedule.plan import Plan, Span
 from tokenvm.tokenizer import Tokenizer
 from tokenvm.vocab import SeqId
 
-CHUNK_TOKENS = 256
-FORMATS = ("auto", "int8", "fp8")
+FIELD = "kv_cache_dtype"
 
 
-def window_loss(engine: Engine, seq: SeqId, ids: list[int]) -> list[float]:
-    """Natural-log loss of each token of a window but its first."""
-    losses: list[float] = []
-    kv = engine.kvcache
-    kv.create(seq)
-    for start in range(0, len(ids), CHUNK_TOKENS):
-        chunk = ids[start : start + CHUNK_TOKENS]
-        plan = Plan((Span(seq, start, len(chunk), samples=False),))
-        with kv.stage(plan) as staged:
-            logits = engine.runner.run(plan, chunk, staged, every_row=True)
-        kv.commit(seq, len(chunk), ids)
-        targets = torch.tensor(ids[start + 1 : start + 1 + len(chunk)])
-        losses += torch.nn.functional.cross_entropy(
-            logits[: len(targets)], targets, reduction="none"
-        ).tolist()
-    kv.release(seq)
-    return losses
+def nll(engine: Engine, model: Forward, seq: int, ids: list[int], rows: int) -> list[float]:
+    """Return the negative log-likelihood of ids[1:], each given all before it; `rows` tokens a pass."""
+    kvcache, found = engine.kvcache, []
+    kvcache.create(SeqId(seq))
+    for start in range(0, len(ids), rows):
+        chunk = ids[start : start + rows]
+        with kvcache.stage(Plan((Span(SeqId(seq), start, len(chunk), True),))) as staged:
+            logits = model.logits(chunk, staged, list(range(len(chunk))))
+        kvcache.commit(SeqId(seq), len(chunk), ids)
+        wanted = torch.tensor(ids[start + 1 : start + len(chunk) + 1])
+        likely = torch.log_softmax(logits[: len(wanted)], dim=1)
+        found += (-likely.gather(1, wanted[:, None])[:, 0]).tolist()
+    kvcache.release(SeqId(seq))
+    return found
 
 
-def measure(model: LoadedModel, ids: list[int], window: int, kv_cache_dtype: str, block_tokens: str) -> dict:
-    """Perplexity, and the standard error of its logarithm over windows."""
-    memory = MemoryConfig(
-        kv_cache_dtype=kv_cache_dtype,
-        nvme_limit=0,
-        block_tokens=int(block_tokens) if block_tokens != "auto" else "auto",
-    )
-    settings = Settings(
-        memory, Path("/tmp"), max_model_len=window, max_num_seqs=1, max_tokens_per_forward=CHUNK_TOKENS
-    )
-    engine = build_engine(model, settings)
-    began_s = time.monotonic()
-    try:
-        windows = [
-            window_loss(engine, SeqId(at), ids[at : at + window])
-            for at in range(0, len(ids) - window + 1, window)
-        ]
-    finally:
-        engine.close()
-    losses = [loss for one in windows for loss in one]
-    return {
-        "kv_cache_dtype": kv_cache_dtype,
-        "perplexity": math.exp(sum(losses) / len(losses)),
-        "window_losses": [sum(one) / len(one) for one in windows],
-        "tokens": len(losses),
-        "page_bytes": engine.kvcache.vm.layout.page_bytes,
-        "block_tokens": engine.kvcache.block_tokens,
-        "seconds": time.monotonic() - began_s,
+def windows(ids: list[int], length: int) -> list[list[int]]:
+    """Cut a text into whole windows that do not overlap."""
+    return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+
+
+def subject_for(options: argparse.Namespace, kv: str) -> Subject:
+    """Open the model with KV in a format; "auto" is that of the weights."""
+    memory = {} if kv == "auto" else {FIELD: kv}
+    return open_subject(options.model, options.dtype, MemoryConfig.model_validate(memory), None)
+
+
+def measure(options: argparse.Namespace, kv: str, texts: list[list[int]]) -> list[float]:
+    """Return the negative log-likelihood of every predicted token under one KV format."""
+    subject = subject_for(options, kv)
+    _, geometry = needs_of(subject.model, subject.settings)
+    found: list[float] = []
+    with subject.engine(Paging(), options.window) as engine:
+        model = Forward(subject.model, geometry, options.rows, options.window)
+        for number, text in enumerate(texts):
+            with turn(options.lock):
+                found += nll(engine, model, number, text, options.rows)
+            so_far = math.exp(sum(found) / len(found))
+            print(f"{kv}: window {number + 1} of {len(texts)}, perplexity {so_far:.4f}", flush=True)
+    return found
+
+
+def report(options: argparse.Namespace, values: dict[str, list[float]], texts: list[list[int]]) -> Report:
+    """Put perplexities and their change against the first format into a table."""
+    perplexity = {kv: math.exp(sum(each) / len(each)) for kv, each in values.items()}
+    first = next(iter(perplexity.values()))
+    rows: list[dict[str, Any]] = [
+        {"kv": kv, "perplexity": value, "change": value / first - 1} for kv, value in perplexity.items()
+    ]
+    figures = {
+        "bench": "perplexity",
+        "model": options.model,
+        "text": options.text.name,
+        "window_tokens": options.window,
+        "tokens": len(next(iter(values.values()))),
+        "rows": rows,
+        "machine": machine(),
     }
-
-
-def compare(row: dict, exact: dict) -> dict:
-    """The change against the exact format, with its standard error over paired windows; both relative."""
-    pairs = zip(row.pop("window_losses"), exact["window_losses"], strict=True)
-    changes = torch.tensor([a - b for a, b in pairs])
-    error = float(changes.std() / math.sqrt(len(changes))) if len(changes) > 1 else 0.0
-    return row | {"change": row["perplexity"] / exact["perplexity"] - 1, "change_error": error}
+    cells = [[row["kv"], f"{row['perplexity']:.4f}", f"{100 * row['change']:+.3f} %"] for row in rows]
+    note = (
+        f"{options.text.name}: {len(texts)} windows of {options.window} tokens, {figures['tokens']:,} predicted, "
+        f"{options.dtype} weights."
+    )
+    return Report("perplexity", figures, [Grid(("KV format", "perplexity", "change"), cells)], [note])
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure every format asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("text", type=Path)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--kv", default="auto", help=f"KV formats ({FIELD}), comma separated")
     parser.add_argument("--window", type=int, default=1024)
-    parser.add_argument("--block-tokens", default="auto")
-    parser.add_argument("--formats", default=",".join(FORMATS))
-    given = parser.parse_args()
-    folder = resolve_model(given.model)
-    model, tokenizer = load_model(folder), Tokenizer.from_folder(folder)
-    ids = tokenizer.encode(given.text.read_text(encoding="utf-8"))[: given.tokens]
-    rows = [measure(model, ids, given.window, name, given.block_tokens) for name in given.formats.split(",")]
-    exact = dict(rows[0])
-    rows = [compare(row, exact) for row in rows]
-    for row in rows:
-        sys.stdout.write(
-            f"{row['kv_cache_dtype']:5} perplexity {row['perplexity']:8.4f} "
-            f"({100 * row['change']:+.3f} % ± {100 * row['change_error']:.3f}), {row['tokens']} tokens, "
-            f"pages of {row['block_tokens']} tokens, {row['page_bytes']} bytes, {row['seconds']:.0f} s\n"
-        )
-    sys.stdout.write(json.dumps({"bench": "perplexity", "window": given.window, "rows": rows}) + "\n")
+    parser.add_argument("--tokens", type=int, default=20_000, help="tokens of the text that are read")
+    parser.add_argument("--rows", type=int, default=256, help="tokens a pass")
+    parser.add_argument("--lock", type=Path, help="a lock file held during each window")
+    parser.add_argument("--write", type=Path, help="a Markdown file with a section named perplexity")
+    parser.add_argument("--json", action="store_true", help="print one JSON line last")
+    options = parser.parse_args()
+    tokenizer = Tokenizer.from_folder(resolve_model(options.model))
+    texts = windows(tokenizer.encode(options.text.read_text("utf-8"))[: options.tokens], options.window)
+    if not texts:
+        parser.error(f"{options.text} is shorter than a window: type --window 256, or name a longer text")
+    values = {kv: measure(options, kv, texts) for kv in options.kv.split(",")}
+    result = report(options, values, texts)
+    result.show(Console(highlight=False))
+    if options.write:
+        write_report(result, options.write)
+    if options.json:
+        print(json.dumps(result.figures))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 #include "tokenvm/code_lanes.hpp"
 #include "tokenvm/dot.hpp"
 #include "tokenvm/lane_attention.hpp"
+#include "tokenvm/lane_bitpack.hpp"
 #include "tokenvm/lane_linear.hpp"
 #include "tokenvm/lane_quantise.hpp"
 #include "tokenvm/lane_rowwise.hpp"
@@ -27,7 +28,9 @@ const Kernels& avx512_kernels() {
                                  .rms_norm = rms_norm,
                                  .silu_mul = silu_mul,
                                  .cast = cast_row,
-                                 .rope = rope};
+                                 .rope = rope,
+                                 .bitpack_encode = bitpack_encode_lanes,
+                                 .bitpack_decode = bitpack_decode_lanes};
   return table;
 }
 

@@ -91,6 +91,10 @@ struct Kernels {
   void (*cast)(const float* x, std::int64_t count, bf16* out);
   // Half-rotation of one head: cos_sin holds head_dim/2 cosines, then as many sines.
   void (*rope)(const float* x, const float* cos_sin, std::int64_t head_dim, float* out);
+
+  // As in bitpack.hpp.
+  std::uint64_t (*bitpack_encode)(const void* part, std::uint64_t nbytes, void* stored, std::uint64_t room);
+  bool (*bitpack_decode)(const void* stored, std::uint64_t room, void* part, std::uint64_t nbytes);
 };
 
 // Bytes that prepare_rows may write for so many rows.
