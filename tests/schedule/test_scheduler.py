@@ -163,6 +163,25 @@ def test_a_chunk_fills_its_open_page_and_half_of_the_slots_left(
     assert counts(schedule.plan()) == {seq: chunk}
 
 
+def test_a_span_that_fills_an_open_page_ends_with_a_page_where_open_pages_take_more() -> None:
+    for open_slots, counted in ((1, [44, 44, 12]), (3, [44, 36, 20])):
+        schedule = scheduler(open_slots=open_slots, max_tokens_per_forward=44)
+        seq = schedule.add(request("a", prompt=100))
+        for count in counted:
+            plan = schedule.plan()
+            assert counts(plan) == {seq: count}
+            schedule.commit(plan, dict.fromkeys(plan.sampled, 7), {})
+
+
+def test_open_pages_that_take_more_slots_leave_room_for_fewer_sequences() -> None:
+    schedule = scheduler(open_slots=3, device_slots=9)
+    seqs = [schedule.add(request(name, prompt=5)) for name in "abc"]
+    schedule.plan()
+    assert schedule.running == tuple(seqs[:2])
+    with pytest.raises(AssertionError, match="spare"):
+        scheduler(open_slots=3, device_slots=3)
+
+
 def test_sequences_share_the_pages_that_one_step_may_create() -> None:
     schedule = scheduler(device_slots=12, max_num_seqs=3)
     seqs = [schedule.add(request(name, prompt=50)) for name in "abc"]
