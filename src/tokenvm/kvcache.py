@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from tokenvm.arrange import Layout, Reads, lay_out
 from tokenvm.clock import Clock
+from tokenvm.open_pages import OpenPages
 from tokenvm.residency.keys import page_key
 from tokenvm.residency.page_table import PageTable
 from tokenvm.residency.planner import Pages
@@ -19,7 +20,8 @@ from tokenvm.vocab import PageKey, SeqId, Tier, UnitId
 class KVCache:
     """The KV of all running sequences of one KV group.
 
-    `fingerprint` names all that shapes KV bytes besides the tokens; see `residency.keys.page_key`.
+    `fingerprint` names all that shapes KV bytes besides the tokens; see `residency.keys.page_key`. `open_pages` holds
+    raw bytes where the KV format is lossy, and is owned from here on.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class KVCache:
         *,
         prefetch_ahead: int | None = None,
         salt: bytes = b"",
+        open_pages: OpenPages | None = None,
     ) -> None:
         self.vm = vm
         self.block_tokens = block_tokens
@@ -38,6 +41,7 @@ class KVCache:
         self._salt = salt
         self._clock = clock
         self._table = PageTable(block_tokens)
+        self._open_pages = open_pages
         self._stream = Stream(vm, prefetch_ahead)
         self._layout: Layout | None = None
         self._layout_key: tuple[object, ...] = ()
@@ -79,6 +83,10 @@ class KVCache:
         self.vm.ledger.pin(layout.resident)
         try:
             staged = Staged(self.vm, self._stream, layout, plan, self.block_tokens, self._clock, expected)
+            if self._open_pages is not None:
+                staged.own = self._open_pages.arrange(
+                    plan.spans, [self._table.pages(s.seq) for s in plan.spans]
+                )
             yield staged
             self._spread_losses(staged.lost)
         except BaseException:
@@ -95,6 +103,7 @@ class KVCache:
         block = self.block_tokens
         for unit in self._table.advance(seq, count):
             self.vm.seal(unit)
+            self._close_pages([unit])
             self._unwritten = True
             done = len(self._table.keys(seq)) * block
             key = page_key(
@@ -114,7 +123,7 @@ class KVCache:
         if tokens // self.block_tokens < length // self.block_tokens:
             tokens -= tokens % self.block_tokens
         self._forget_layout()
-        self.vm.release(self._table.truncate(seq, min(tokens, length)))
+        self._let_go(self._table.truncate(seq, min(tokens, length)))
         return self._table.length_tokens(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
@@ -123,15 +132,18 @@ class KVCache:
         self.vm.retain(shared)
         rest = self._table.length_tokens(parent) - self._table.length_tokens(child)
         if rest:
-            unit = self.vm.new_page(self._running())
-            self.vm.copy_page(self._table.pages(parent)[len(shared)], unit)
+            source, unit = self._table.pages(parent)[len(shared)], self.vm.new_page(self._running())
             self._table.append(child, unit)
+            if self._open_pages is None:
+                self.vm.copy_page(source, unit)
+            else:
+                self._open_pages.copy(source, unit, self._running())
             self._table.advance(child, rest)
 
     def release(self, seq: SeqId) -> None:
         """End a sequence; pages nobody else shares are freed."""
         self._forget_layout()
-        self.vm.release(self._table.remove(seq))
+        self._let_go(self._table.remove(seq))
 
     def reserve(self, pages: int) -> None:
         """Make sure that `pages` pages have space over all tiers; StorageError where they cannot have it."""
@@ -147,6 +159,8 @@ class KVCache:
         """Stop all reads and give the memory back."""
         self._forget_layout()
         self.vm.close()
+        if self._open_pages is not None:
+            self._open_pages.free()
 
     def _running(self) -> list[Pages]:
         return [self._table.pages(seq) for seq in self._table.sequences()]
@@ -160,6 +174,9 @@ class KVCache:
         for seq, count in missing:
             for _ in range(count):
                 self._table.append(seq, self.vm.new_page(self._running()))
+        if self._open_pages is not None:
+            for span in plan.spans:
+                self._open_pages.open(span, self._table.pages(span.seq), self._running())
 
     def _filled_by(self, plan: Plan) -> list[UnitId]:
         """Return the pages that are full once the plan is carried out."""
@@ -169,6 +186,14 @@ class KVCache:
             for span in plan.spans
             for unit in self._table.pages(span.seq)[span.start // block : span.end // block]
         ]
+
+    def _close_pages(self, units: Sequence[UnitId]) -> None:
+        if self._open_pages is not None:
+            self._open_pages.close(units)
+
+    def _let_go(self, units: Sequence[UnitId]) -> None:
+        self._close_pages(units)
+        self.vm.release(units)
 
     def _lay_out(self, plan: Plan) -> Layout:
         """Arrange the pages, or keep the arrangement if neither pages nor places changed since."""

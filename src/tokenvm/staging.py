@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tokenvm.arrange import Layout, Reads, Round
 from tokenvm.clock import Clock
 from tokenvm.memory.backend import Program
+from tokenvm.open_pages import OwnPages
 from tokenvm.schedule.plan import Plan, Span
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Answer, Tier
@@ -90,6 +91,7 @@ class Staged:
 
     `positions`, `offsets`: of each row, its position in its sequence and in its page. `lost`: sequences with a page
     that turned out damaged, each with the tokens that stay valid. `waits`: (begin, end) seconds spent waiting.
+    `own`: under a lossy KV format, where the rows' own pages lie raw; the rounds show what is quantised.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Staged:
         self._place_rows(plan.spans)
         self.lost = dict(layout.lost)
         self.waits: list[tuple[float, float]] = []
+        self.own: OwnPages | None = None
 
     @property
     def streamed_pages(self) -> int:
@@ -131,6 +134,9 @@ class Staged:
     def targets(self, layer: int) -> NDArray[np.uint64]:
         """Addresses uint64 [M] of the parts that each row's token is appended to."""
         parts: NDArray[np.uint64] = self._targets[layer]
+        if self.own is not None:
+            self._vm.backend.writing(self.own.coded[layer])
+            parts = self.own.targets(layer)
         self._vm.backend.writing(parts)
         return parts
 

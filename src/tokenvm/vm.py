@@ -200,10 +200,10 @@ class MemoryManager:
 
     def release(self, units: Iterable[UnitId]) -> None:
         """One owner less for each; copies nobody needs any more go."""
-        self._promised = []
         for unit in units:
             if not self.ledger.shared(unit):
                 self.policy.remove(unit)
+                self._promised = [other for other in self._promised if other != unit]
             self.ledger.release(unit)
         self._sweep()
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from tokenvm.kernels.paging import PartGeometry
+from tokenvm.kernels.quantise import quantise
 from tokenvm.kernels.step import StepAttention
 from tokenvm.models.context import EndWeights, LayerWeights
 from tokenvm.models.spec import ModelSpec
@@ -28,6 +29,7 @@ class PagedContext:
     ) -> None:
         shape = spec.attention
         self._weights = weights
+        self._geometry = geometry
         self._attention = StepAttention(geometry, shape.q_heads, shape.scale, shape.window, cos_sin, rows)
 
     def begin(self, staged: Staged, sample_rows: list[int]) -> None:
@@ -50,7 +52,12 @@ class PagedContext:
     def attend(self, layer: int, qkv: torch.Tensor, out: torch.Tensor) -> None:
         """See `ForwardContext.attend`: append this step's tokens, then fold the pages in position order."""
         attention, staged = self._attention, self._staged
+        own = staged.own
         attention.append(qkv, staged.targets(layer))
+        if own is not None and len(own.full):
+            quantise(own.parts[layer][own.full], own.coded[layer], self._geometry)
         for chunk, parts in staged.rounds(layer):
             attention.fold(chunk.segments, chunk.first_page, parts)
+        if own is not None:
+            attention.fold(own.segments, own.first_page, own.parts[layer], raw=True)
         attention.finish(out)

@@ -43,10 +43,15 @@ class Runner:
         self._context = PagedContext(model.spec, model.weights, geometry, angles, max_rows)
         self._decoder = Decoder(model.spec, model.weights.dtype, max_rows)
 
-    def run(self, plan: Plan, tokens: list[int], staged: Staged) -> torch.Tensor:
-        """Compute the logits fp32 [S, vocab_size] of the rows that sample; `tokens` are the plan's, in its order."""
+    def run(self, plan: Plan, tokens: list[int], staged: Staged, *, every_row: bool = False) -> torch.Tensor:
+        """Compute the logits fp32 [S, vocab_size] of the rows that sample; `tokens` are the plan's, in its order.
+
+        `every_row`: of all rows, in their order.
+        """
         ends = np.cumsum([span.count for span in plan.spans]) - 1
         sampling = [end for span, end in zip(plan.spans, ends.tolist(), strict=True) if span.samples]
+        if every_row:
+            sampling = list(range(len(tokens)))
         with torch.inference_mode():
             self._context.begin(staged, sampling)
             logits = self._decoder.forward(self._context, torch.tensor(tokens, dtype=torch.int64))

@@ -34,6 +34,7 @@ class StepAttention:
         self._q_heads = q_heads
         self._sizes = geometry.sizes
         self._rule = scale, window
+        self._format = geometry.format_number
         self._angles = checks.dimensions("cos_sin", cos_sin, 2)[0]
         self._cos_sin = cos_sin
         self._state = AttentionState.empty(capacity, q_heads, geometry.head_dim)
@@ -57,7 +58,7 @@ class StepAttention:
         self._offsets_address = checks.array("offsets", offsets, (rows,), np.int32)
 
     def append(self, qkv: torch.Tensor, targets: npt.NDArray[np.uint64]) -> None:
-        """Rope q and k, write k and v into the parts at `targets` (uint64 [M], addresses); forget the last layer.
+        """Rope q and k, write k and v into the raw parts at `targets` (uint64 [M], addresses); forget the last layer.
 
         qkv: float32 [M, (q_heads + 2 kv_heads) * head_dim]. Raises ValueError on a position or offset out of range.
         """
@@ -81,8 +82,13 @@ class StepAttention:
         segments: npt.NDArray[np.int32],
         first_page: npt.NDArray[np.int32],
         parts: npt.NDArray[np.uint64],
+        *,
+        raw: bool = False,
     ) -> None:
-        """Fold pages into the rows' state; arguments and errors are those of `kernels.attention.attend`."""
+        """Fold pages into the rows' state; arguments and errors are those of `kernels.attention.attend`.
+
+        `raw`: the parts are raw, though the geometry be lossy.
+        """
         count, pages = len(segments), len(parts)
         native().attend(
             *self._state_addresses,
@@ -97,6 +103,7 @@ class StepAttention:
             checks.array("parts", parts, (pages,), np.uint64),
             pages,
             *self._rule,
+            0 if raw else self._format,
         )
 
     def finish(self, out: torch.Tensor) -> None:

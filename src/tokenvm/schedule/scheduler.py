@@ -18,6 +18,7 @@ class Limits:
     """What a step and the memory can hold.
 
     `device_slots` bounds the pages that sequences may fill at once, `held_pages` those they may own over all tiers.
+    An open page takes `open_slots` device slots.
     """
 
     max_num_seqs: int
@@ -28,9 +29,10 @@ class Limits:
     held_pages: int
     vocab_size: int
     eos_token_ids: frozenset[int] = frozenset()
+    open_slots: int = 1
 
     def __post_init__(self) -> None:
-        assert self.device_slots >= 2, "one slot for an open page and one spare"
+        assert self.device_slots > self.open_slots >= 1, "the slots of an open page and one spare"
         assert min(self.max_num_seqs, self.max_tokens_per_forward, self.block_tokens, self.held_pages) >= 1
 
 
@@ -106,10 +108,11 @@ class Scheduler:
         spans: list[Span] = []
         for sequence in sorted(self._running.values(), key=lambda s: not s.decoding):
             count = min(sequence.pending, budget, self._chunk_tokens(sequence, spans))
+            count = self._whole_pages(sequence.computed, count)
             if count > 0:
                 spans.append(Span(sequence.seq, sequence.computed, count, count == sequence.pending))
                 budget -= count
-        promised = sum(self._pages(sequence) for sequence in self._running.values())
+        promised = sum(self._slots(sequence) for sequence in self._running.values())
         return Plan(tuple(spans), spills=promised > self.limits.device_slots)
 
     def commit(self, plan: Plan, tokens: Mapping[SeqId, int], lost: Mapping[SeqId, int]) -> list[Event]:
@@ -149,9 +152,9 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Move sequences from waiting to running, in order, while slots for open pages and pages to own are left."""
-        held = sum(self._pages(sequence) for sequence in self._running.values())
+        held = sum(self._slots(sequence) for sequence in self._running.values())
         for seq, sequence in list(self._waiting.items()):
-            held += self._pages(sequence)
+            held += self._slots(sequence)
             crowd = len(self._running) + 1
             if crowd > self._crowd_limit or held > self.limits.held_pages:
                 return
@@ -162,12 +165,16 @@ class Scheduler:
     @property
     def _crowd_limit(self) -> int:
         """Each running sequence has an open page on the device, and one slot is spare."""
-        return min(self.limits.max_num_seqs, self.limits.device_slots - 1)
+        return min(self.limits.max_num_seqs, (self.limits.device_slots - 1) // self.limits.open_slots)
 
     def _pages(self, sequence: Sequence) -> int:
         """Return how many pages a sequence owns at most: the last token produced needs no KV."""
         tokens = sequence.prompt_tokens + sequence.max_new_tokens - 1
         return -(-tokens // self.limits.block_tokens)
+
+    def _slots(self, sequence: Sequence) -> int:
+        """Return how many slots a sequence takes at most: its pages, and what an open page takes beside its own."""
+        return self._pages(sequence) + self.limits.open_slots - 1
 
     def _chunk_tokens(self, sequence: Sequence, spans: list[Span]) -> int:
         """Return how many tokens may run before the pages they fill need every slot.
@@ -177,9 +184,19 @@ class Scheduler:
         """
         block = self.limits.block_tokens
         open_tokens = -sequence.computed % block
-        share = max(1, self.limits.device_slots - len(self._running) + (open_tokens == 0))
+        share = self.limits.device_slots - len(self._running) * self.limits.open_slots + (open_tokens == 0)
+        share = max(1, share)
         created = sum(-(-span.end // block) - -(-span.start // block) for span in spans)
         return open_tokens + max(0, share - created) * block
+
+    def _whole_pages(self, start: int, count: int) -> int:
+        """Cut a span that fills an open page and goes on, so that it ends with a page: one open page a sequence.
+
+        Only where an open page takes more than its own slot.
+        """
+        block, end = self.limits.block_tokens, start + count
+        crosses = start % block and end // block > start // block
+        return count - end % block if crosses and self.limits.open_slots > 1 else count
 
     def _refuse_impossible(self, request: Request) -> None:
         ids, limits = request.prompt_token_ids, self.limits
@@ -202,7 +219,7 @@ class Scheduler:
             )
 
     def _refuse_oversized(self, sequence: Sequence) -> None:
-        needed = self._pages(sequence)
+        needed = self._slots(sequence)
         if needed > self.limits.held_pages:
             raise RequestError(
                 f"this request needs {needed} pages of {self.limits.block_tokens} tokens and all tiers together hold "
