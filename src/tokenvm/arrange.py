@@ -84,37 +84,41 @@ class _Draft:
     rounds: list[Round] = field(default_factory=list)
     segments: list[tuple[int, int, int, int]] = field(default_factory=list)
     first_pages: list[int] = field(default_factory=list)
-    count: int = 0
-    streamed: int = 0
+    units: list[UnitId] = field(default_factory=list)
+    owners: list[tuple[SeqId, int]] = field(default_factory=list)
+    streamed: list[bool] = field(default_factory=list)
+    streams: int = 0
     begun: int = 0  # first page of the round in the making
     waited: int = 0  # streamed parts of the rounds that are done
 
-    def page(self, rows: tuple[int, int], index: int, streamed: bool) -> None:
-        """Add the `index`-th page of the sequence that owns these rows."""
-        if streamed and self.streamed - self.waited >= self.limit:
+    def page(self, rows: tuple[int, int], owner: tuple[SeqId, int], unit: UnitId, streamed: bool) -> None:
+        """Add a page of the sequence that owns these rows."""
+        if streamed and self.streams - self.waited >= self.limit:
             self.close_round()
         last = self.segments[-1] if self.segments else None
-        if last and last[:2] == rows and self.first_pages[-1] + last[3] != index:
+        if last and last[:2] == rows and self.first_pages[-1] + last[3] != owner[1]:
             self.close_round()  # a row stands in one segment of a round
             last = None
         if last and last[:2] == rows:
             self.segments[-1] = (*rows, last[2], last[3] + 1)
         else:
-            self.segments.append((*rows, self.count, 1))
-            self.first_pages.append(index)
-        self.count += 1
-        self.streamed += streamed
+            self.segments.append((*rows, len(self.units), 1))
+            self.first_pages.append(owner[1])
+        self.units.append(unit)
+        self.owners.append(owner)
+        self.streamed.append(streamed)
+        self.streams += streamed
 
     def close_round(self) -> None:
         """End the round in the making, if it has pages."""
         if not self.segments:
             return
-        landed = self.streamed if self.streamed > self.waited else 0
+        landed = self.streams if self.streams > self.waited else 0
         segments = np.array(self.segments, np.int32)
         first = np.array(self.first_pages, np.int32)
-        self.rounds.append(Round(segments, first, landed, slice(self.begun, self.count)))
+        self.rounds.append(Round(segments, first, landed, slice(self.begun, len(self.units))))
         self.segments, self.first_pages = [], []
-        self.begun, self.waited = self.count, self.streamed
+        self.begun, self.waited = len(self.units), self.streams
 
 
 def lay_out(
@@ -122,9 +126,6 @@ def lay_out(
 ) -> Layout:
     """Arrange the pages of every span; what is not on the device is streamed from the fastest copy below."""
     draft = _Draft(limit=max(1, vm.ring.slots // 3))
-    units: list[UnitId] = []
-    owners: list[tuple[SeqId, int]] = []
-    on_device: list[bool] = []
     tails: list[int] = []
     tiers = dict.fromkeys(Tier, 0)
     lost: dict[SeqId, int] = {}
@@ -135,28 +136,23 @@ def lay_out(
             if found.answer is Answer.MISS:
                 lost.setdefault(span.seq, index * block_tokens)
                 continue
-            resident = found.tier is Tier.DEVICE
             tiers[found.tier] += 1
-            draft.page((row, row + span.count), index, not resident)
-            units.append(unit)
-            owners.append((span.seq, index))
-            on_device.append(resident)
-        tails.append(len(units) - 1)
+            draft.page((row, row + span.count), (span.seq, index), unit, found.tier is not Tier.DEVICE)
+        tails.append(len(draft.units) - 1)
         row += span.count
     draft.close_round()
-    here = np.array(on_device, np.bool_)
-    resident_units = tuple(unit for unit, stays in zip(units, on_device, strict=True) if stays)
-    reads = Reads.of([unit for unit, stays in zip(units, on_device, strict=True) if not stays], vm)
+    streamed = np.array(draft.streamed, np.bool_)
+    resident = tuple(unit for unit, out in zip(draft.units, draft.streamed, strict=True) if not out)
     return Layout(
-        units=tuple(units),
-        owners=tuple(owners),
+        units=tuple(draft.units),
+        owners=tuple(draft.owners),
         tiers=tiers,
-        parts=_addresses(vm, resident_units, here),
-        streamed=~here,
-        resident=resident_units,
+        parts=_addresses(vm, resident, ~streamed),
+        streamed=streamed,
+        resident=resident,
         tails=np.array(tails, np.int64),
         rounds=tuple(draft.rounds),
-        reads=reads,
+        reads=Reads.of([unit for unit, out in zip(draft.units, draft.streamed, strict=True) if out], vm),
         lost=lost,
     )
 

@@ -91,6 +91,7 @@ class KVCache:
             self._spread_losses(staged.lost)
         except BaseException:
             self._forget_layout()
+            self.vm.end_along()
             raise
         finally:
             self.vm.ledger.unpin(layout.resident)

@@ -57,7 +57,7 @@ class MemoryManager:
         self._transfers = TransferEngine(backend, self._stores, self.ring)
         self._flying: list[Transfer] = []
         self._along: tuple[Transfer, AlongBatch] | None = None  # what this step writes while it fills it
-        self._unsure: tuple[Move, ...] = ()  # the moves of that: their pages may never be committed
+        self._unsure: tuple[Move, ...] = ()  # its moves: their pages may never be committed
         self._promised: list[UnitId] = []
 
     def new_page(self, running: Sequence[Pages]) -> UnitId:
@@ -98,10 +98,7 @@ class MemoryManager:
         self._sweep()
 
     def foresee(self, slots: int, running: Sequence[Pages]) -> list[UnitId]:
-        """Choose now who leaves when the next step makes `slots` pages, among those that have a copy below.
-
-        `make_room` keeps to it. Fewer are returned where others would have to be written first.
-        """
+        """Choose who leaves when the next step makes `slots` pages: of those with a copy below. It is kept to."""
         short = slots - self.ledger.free(Tier.DEVICE)
         chosen = choose_victims(short, self.ledger, self.policy, running) if short > 0 else []
         self._promised = [victim.unit for victim in chosen if victim.parting is Parting.DROP]
@@ -125,10 +122,7 @@ class MemoryManager:
             _log.warning("pages are not written behind: %s", error)
 
     def write_along(self, units: Sequence[UnitId]) -> None:
-        """Copy open pages down while the step that fills them runs: each layer once `filled` says that it is final.
-
-        Where that cannot be, they are written behind.
-        """
+        """Copy open pages down while a step fills them, each layer once `filled` says so; if that cannot be, behind."""
         self.end_along()
         moves = [self.ledger.begin(unit, Tier.DEVICE, tier) for unit in units if (tier := self._tier_below())]
         if not moves:

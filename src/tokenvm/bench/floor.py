@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -195,7 +195,9 @@ def probe_file(folder: Path) -> Iterator[ProbeFile]:
 
 
 def _noise(nbytes: int) -> mmap.mmap:
-    buffer = mmap.mmap(-1, nbytes)
+    buffer = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # direct I/O into huge pages is up to twice as fast
+        buffer.madvise(mmap.MADV_HUGEPAGE)
     buffer.write(np.random.default_rng().bytes(min(nbytes, 1 << 20)) * max(1, nbytes >> 20))
     return buffer
 
