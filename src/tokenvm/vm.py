@@ -130,10 +130,12 @@ class MemoryManager:
         try:
             self._along = self._transfers.submit_along(moves)
             self._unsure = tuple(moves)
-        except StorageError as error:
-            _log.warning("pages are not written while they fill: %s", error)
+        except Exception as error:
             for move in moves:
                 self.ledger.fail(move)
+            if not isinstance(error, StorageError):
+                raise
+            _log.warning("pages are not written while they fill: %s", error)
 
     def filled(self, layer: int) -> None:
         """All that this step appends to the parts of a layer is there. A Ctrl-C in here strands slots until `close`."""
