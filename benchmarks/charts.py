@@ -2,7 +2,8 @@
 
     PYTHONPATH=src python benchmarks/charts.py docs/benchmarks
 
-Every NAME.json of the folder that has a chart becomes NAME.svg. Needs matplotlib: pip install "tokenvm[bench]".
+Every NAME.json of the folder that has a chart becomes NAME.svg, and is shown in section NAME of the document beside the
+folder. Needs matplotlib: pip install "tokenvm[bench]".
 """
 
 # ruff: noqa: T201 - it prints its findings
@@ -22,6 +23,7 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 import matplotlib.pyplot as plt
 
 from tokenvm.bench.charts import CHARTS, Chart, chart_of
+from tokenvm.bench.report import add_chart
 
 COLOURS = ("#1f6f8b", "#c8553d", "#5b8e3e", "#7d5ba6", "#b8860b")
 
@@ -88,7 +90,11 @@ def main() -> None:
         figures = json.loads(source.read_text("utf-8"))
         facts = figures["taken_on"]
         words = f"{facts['date']}, {facts['cores']} cores of {facts['processor']}, {facts['kernels']} kernels"
-        draw(chart_of(figures), folder / f"{name}.svg", words)
+        chart = chart_of(figures)
+        draw(chart, folder / f"{name}.svg", words)
+        document = folder.with_suffix(".md")
+        text = document.read_text("utf-8")
+        document.write_text(add_chart(text, name, f"{folder.name}/{name}.svg", chart.title), "utf-8")
         print(f"{name}: {folder / name}.svg")
 
 

@@ -16,7 +16,15 @@ from tokenvm.bench.figures import (
     spread,
     step_bytes,
 )
-from tokenvm.bench.report import Grid, Report, replace_section, typed, without_destination, write_report
+from tokenvm.bench.report import (
+    Grid,
+    Report,
+    add_chart,
+    replace_section,
+    typed,
+    without_destination,
+    write_report,
+)
 from tokenvm.errors import ConfigError
 from tokenvm.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 
@@ -88,6 +96,13 @@ def test_a_section_is_replaced_and_nothing_else() -> None:
     new = replace_section(text, "decode", "new")
     assert new == "# A\n<!-- decode -->\nnew\n<!-- /decode -->\nb <!-- disk --><!-- /disk -->\n"
     assert replace_section(new, "decode", "new") == new
+
+
+def test_a_chart_is_shown_once_below_its_table() -> None:
+    text = replace_section("<!-- decode --><!-- /decode -->", "decode", "| table |")
+    once = add_chart(text, "decode", "figures/decode.svg", "Steps")
+    assert once == "<!-- decode -->\n| table |\n\n![Steps](figures/decode.svg)\n<!-- /decode -->"
+    assert add_chart(once, "decode", "figures/decode.svg", "Steps") == once
 
 
 @pytest.mark.parametrize("text", ["", "<!-- decode -->", "<!-- /decode --> <!-- decode -->"])

@@ -119,12 +119,30 @@ def write_report(report: Report, document: Path) -> None:
 
 def replace_section(text: str, name: str, body: str) -> str:
     """Return `text` with another body between the marks of section `name`; ConfigError where they are missing."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, _, tail = _parts(text, name)
+    begin, end = _marks(name)
+    return f"{head}{begin}\n{body}\n{end}{tail}"
+
+
+def add_chart(text: str, name: str, image: str, title: str) -> str:
+    """Return `text` whose section `name` shows an image last, once."""
+    link = f"![{title}]({image})"
+    body = _parts(text, name)[1].strip()
+    return text if link in body else replace_section(text, name, f"{body}\n\n{link}")
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
+
+
+def _parts(text: str, name: str) -> tuple[str, str, str]:
+    """Return what stands before a section's marks, between and behind them."""
+    begin, end = _marks(name)
     head, found, rest = text.partition(begin)
-    _, closed, tail = rest.partition(end)
+    body, closed, tail = rest.partition(end)
     if not found or not closed:
         raise ConfigError(f"the document has no place for this: put {begin} and {end} on lines of their own")
-    return f"{head}{begin}\n{body}\n{end}{tail}"
+    return head, body, tail
 
 
 def _read(document: Path) -> str:
