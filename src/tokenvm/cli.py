@@ -17,6 +17,7 @@ from tokenvm.cli_options import (
     Dtype,
     HostMemory,
     Json,
+    KvCacheDtype,
     KvLimit,
     Model,
     NvmeLimit,
@@ -66,6 +67,7 @@ def run(
     nvme_path: NvmePath = None,
     nvme_limit: NvmeLimit = None,
     block_tokens: BlockTokens = None,
+    kv_cache_dtype: KvCacheDtype = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
     compare: Annotated[
         bool, typer.Option(help="Run again with unlimited memory and compare every bit.")
@@ -83,6 +85,7 @@ def run(
         nvme_path=nvme_path,
         nvme_limit=nvme_limit,
         block_tokens=block_tokens,
+        kv_cache_dtype=kv_cache_dtype,
     )
     check_fraction(kv_fraction)
     job = Job.needle() if needle else Job.from_user(file, prompt)
@@ -119,6 +122,7 @@ def config(
     nvme_path: NvmePath = None,
     nvme_limit: NvmeLimit = None,
     block_tokens: BlockTokens = None,
+    kv_cache_dtype: KvCacheDtype = None,
     as_json: Json = False,
 ) -> None:
     """Print every setting, its value and where it came from."""
@@ -128,6 +132,7 @@ def config(
         nvme_path=nvme_path,
         nvme_limit=nvme_limit,
         block_tokens=block_tokens,
+        kv_cache_dtype=kv_cache_dtype,
     )
     values = {name: str(value) for name, value in resolved.config.model_dump().items()}
     if as_json:

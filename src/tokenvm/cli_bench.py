@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenvm.cli_options import Dtype, Json, Model, NvmePath, Threads, fractions_of, merged_memory
+from tokenvm.cli_options import (
+    Dtype,
+    Json,
+    KvCacheDtype,
+    Model,
+    NvmePath,
+    Threads,
+    fractions_of,
+    merged_memory,
+)
 from tokenvm.errors import ConfigError
 from tokenvm.sizes import parse_size
 
@@ -45,6 +54,7 @@ def bench_decode(
     kv_fraction: Fractions = "1,0.5,0.1",
     tokens: Tokens = 32,
     rounds: Rounds = 1,
+    kv_cache_dtype: KvCacheDtype = None,
     nvme_path: NvmePath = None,
     threads: Threads = None,
     dtype: Dtype = "auto",
@@ -56,7 +66,7 @@ def bench_decode(
     from tokenvm.bench.decode import measure
 
     fractions = fractions_of(kv_fraction)
-    subject = _subject(model, dtype, threads, nvme_path, lock)
+    subject = _subject(model, dtype, threads, nvme_path, lock, kv_cache_dtype)
     _finish(measure(subject, context, fractions, tokens, rounds, _console()), write, as_json)
 
 
@@ -202,11 +212,17 @@ def bench_memory(
 
 
 def _subject(
-    model: str, dtype: str, threads: int | None, nvme_path: Path | None, lock: Path | None
+    model: str,
+    dtype: str,
+    threads: int | None,
+    nvme_path: Path | None,
+    lock: Path | None,
+    kv_cache_dtype: str | None = None,
 ) -> Subject:
     from tokenvm.bench.subject import open_subject
 
-    return open_subject(model, dtype, merged_memory(nvme_path=nvme_path).config, threads, lock)
+    memory = merged_memory(nvme_path=nvme_path, kv_cache_dtype=kv_cache_dtype)
+    return open_subject(model, dtype, memory.config, threads, lock)
 
 
 def _pages(subject: Subject, context: int, computed: bool) -> Pages:

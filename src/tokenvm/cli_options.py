@@ -17,6 +17,9 @@ HostMemory = Annotated[str | None, typer.Option(help="Memory of the host tier; 0
 NvmePath = Annotated[Path | None, typer.Option(help="Folder for pages on disk.")]
 NvmeLimit = Annotated[str | None, typer.Option(help="Disk space for pages; 0 switches the tier off.")]
 BlockTokens = Annotated[str | None, typer.Option(help="Tokens a page: auto or 16 to 256.")]
+KvCacheDtype = Annotated[
+    str | None, typer.Option(help="How KV is kept: auto (exactly), int8 or fp8 (half the bytes, lossy).")
+]
 Threads = Annotated[
     int | None, typer.Option(help="Compute threads; by default every core this process may use.")
 ]

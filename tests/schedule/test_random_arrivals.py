@@ -71,13 +71,14 @@ class Stepper:
         limits, running = self.limits, self.scheduler.running
         most = min(limits.max_num_seqs, (limits.device_slots - 1) // limits.open_slots)
         assert len(running) <= most
-        held = sum(map(self.slots, running))
-        assert held <= limits.held_pages
+        held = sum(map(self.promised, running))
+        assert held <= limits.most_pages(len(running))
         unfinished = [seq for seq in self.tokens if seq not in self.reasons]
         assert list(running) == unfinished[: len(running)], "first come, first served"
         if len(running) < len(unfinished):
             crowded = len(running) == most
-            assert crowded or held + self.slots(unfinished[len(running)]) > limits.held_pages
+            wanted = held + self.promised(unfinished[len(running)])
+            assert crowded or wanted > limits.most_pages(len(running) + 1)
         largest = sorted(map(self.promised, unfinished))[-limits.max_num_seqs :]
         assert self.scheduler.most_pages == min(sum(largest), limits.held_pages)
 
@@ -156,6 +157,7 @@ def legal_limits(draw: st.DrawFn) -> Limits:
         device_slots=draw(st.integers(open_slots + 1, 6 + 2 * open_slots)),
         open_slots=open_slots,
         held_pages=fits_any_request + open_slots - 1 + draw(st.sampled_from([0, 1, 5, 50])),
+        lower_pages=draw(st.sampled_from([0, fits_any_request])),
         vocab_size=VOCAB,
         eos_token_ids=frozenset({EOS}),
     )

@@ -182,6 +182,17 @@ def test_open_pages_that_take_more_slots_leave_room_for_fewer_sequences() -> Non
         scheduler(open_slots=3, device_slots=3)
 
 
+def test_raw_bytes_of_open_pages_need_room_on_the_device_but_none_below() -> None:
+    """Eight pages and two raw slots make ten; pages that lie below need no raw slots beside them."""
+    for held, lower, fits in ((10, 0, True), (9, 0, False), (9, 8, True), (9, 7, False)):
+        schedule = scheduler(open_slots=3, held_pages=held, lower_pages=lower)
+        if fits:
+            schedule.add(request("a", prompt=8 * 16, max_tokens=1))
+            continue
+        with pytest.raises(RequestError, match="needs 8 pages .* hold 7:"):
+            schedule.add(request("a", prompt=8 * 16, max_tokens=1))
+
+
 def test_sequences_share_the_pages_that_one_step_may_create() -> None:
     schedule = scheduler(device_slots=12, max_num_seqs=3)
     seqs = [schedule.add(request(name, prompt=50)) for name in "abc"]

@@ -12,6 +12,7 @@ from tokenvm.bench.figures import percentile, step_bytes
 from tokenvm.bench.floor import Probe, Rates, better_rates, median_rates, probing
 from tokenvm.bench.report import Grid, Report, machine
 from tokenvm.bench.subject import Paging, Subject, decode_steps, read_prompt, request, streamed_bytes
+from tokenvm.engine.launch import needs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,9 @@ def _sample(subject: Subject, probe: Probe, context: int, tokens: int, fraction:
 
 def floor_s(subject: Subject, context: int, streamed: float, rates: Rates) -> float:
     """Return the least a step can take: weights and KV through memory once, and what is streamed through the disk."""
-    weights = subject.model.weights
-    held = step_bytes(weights.nbytes, subject.model.spec.kv_bytes_per_token(weights.dtype), context)
+    _, geometry = needs_of(subject.model, subject.settings)
+    token_bytes = subject.model.spec.layers * geometry.part_bytes // geometry.block_tokens
+    held = step_bytes(subject.model.weights.nbytes, token_bytes, context)
     return max(held / rates["ram_bytes_per_s"], streamed / rates["disk_bytes_per_s"])
 
 

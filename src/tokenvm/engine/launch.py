@@ -178,6 +178,7 @@ def _assemble(
             vocab_size=model.spec.vocab_size,
             eos_token_ids=frozenset(model.spec.eos_token_ids),
             open_slots=1 + raw_slots(vm.layout, geometry),
+            lower_pages=lower,
         )
     )
     runner = Runner(model, geometry, limits.max_tokens_per_forward, limits.max_model_len)

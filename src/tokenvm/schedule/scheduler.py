@@ -18,7 +18,7 @@ class Limits:
     """What a step and the memory can hold.
 
     `device_slots` bounds the pages that sequences may fill at once, `held_pages` those they may own over all tiers.
-    An open page takes `open_slots` device slots.
+    An open page takes `open_slots` device slots. Of `held_pages`, the tiers below the device hold `lower_pages`.
     """
 
     max_num_seqs: int
@@ -30,10 +30,15 @@ class Limits:
     vocab_size: int
     eos_token_ids: frozenset[int] = frozenset()
     open_slots: int = 1
+    lower_pages: int = 0
 
     def __post_init__(self) -> None:
         assert self.device_slots > self.open_slots >= 1, "the slots of an open page and one spare"
         assert min(self.max_num_seqs, self.max_tokens_per_forward, self.block_tokens, self.held_pages) >= 1
+
+    def most_pages(self, sequences: int) -> int:
+        """Return how many pages so many sequences may own: all below the device, or beside what open ones take."""
+        return max(self.held_pages - sequences * (self.open_slots - 1), self.lower_pages)
 
 
 class Scheduler:
@@ -152,11 +157,11 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Move sequences from waiting to running, in order, while slots for open pages and pages to own are left."""
-        held = sum(self._slots(sequence) for sequence in self._running.values())
+        held = sum(self._pages(sequence) for sequence in self._running.values())
         for seq, sequence in list(self._waiting.items()):
-            held += self._slots(sequence)
+            held += self._pages(sequence)
             crowd = len(self._running) + 1
-            if crowd > self._crowd_limit or held > self.limits.held_pages:
+            if crowd > self._crowd_limit or held > self.limits.most_pages(crowd):
                 return
             del self._waiting[seq]
             sequence.status = Status.RUNNING
@@ -219,9 +224,10 @@ class Scheduler:
             )
 
     def _refuse_oversized(self, sequence: Sequence) -> None:
-        needed = self._slots(sequence)
-        if needed > self.limits.held_pages:
+        needed = self._pages(sequence)
+        most = self.limits.most_pages(sequences=1)
+        if needed > most:
             raise RequestError(
                 f"this request needs {needed} pages of {self.limits.block_tokens} tokens and all tiers together hold "
-                f"{self.limits.held_pages}: raise nvme_limit, host_memory or kv_limit, or lower max_tokens"
+                f"{most}: raise nvme_limit, host_memory or kv_limit, or lower max_tokens"
             )
