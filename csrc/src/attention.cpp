@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tokenvm/kernels.hpp"
+#include "tokenvm/quantise.hpp"
 #include "tokenvm/scratch.hpp"
 #include "tokenvm/team.hpp"
 
@@ -22,7 +23,7 @@ struct Tile {
 
 // What a thread keeps between tasks.
 struct Workspace {
-  Scratch q, tiles, scores, spans, places, page_acc, page_numbers;
+  Scratch q, tiles, scores, spans, places, page_acc, page_numbers, head;
 };
 
 Workspace& workspace() {
@@ -64,7 +65,7 @@ class Query {
       const std::int64_t p = call_.position[row];
       const std::int64_t oldest = call_.window > 0 ? p - call_.window + 1 : 0;
       const std::int64_t begin = std::clamp<std::int64_t>(oldest - start, 0, T);
-      const std::int64_t end = std::clamp<std::int64_t>(p + 1 - start, 0, T);
+      const std::int64_t end = std::clamp<std::int64_t>(newest_seen(p) + 1 - start, 0, T);
       any |= begin < end;
       for (std::int64_t g = 0; g < group; ++g, ++r)
         begin_[r] = static_cast<std::int32_t>(begin), end_[r] = static_cast<std::int32_t>(end);
@@ -77,16 +78,15 @@ class Query {
     const PartShape& shape = call_.shape;
     const std::int64_t index = call_.segments[tile_.segment].page_begin + page;
     const bool last = page + 1 == call_.segments[tile_.segment].page_count;
-    const char* keys = keys_of(index);
-    const char* values = keys + shape.head_elements() / 2 * shape.itemsize();
+    const HeadView head = view_head(shape, table_, head_of(index), workspace().head);
     const PageJob job{.q = q_,
                       .q_tiles = tiles_,
                       .rows = rows_,
                       .begin = begin_,
                       .end = end_,
-                      .keys = keys,
-                      .values = values,
-                      .ahead = keys_of(last ? index : index + 1),
+                      .keys = head.keys,
+                      .values = head.values,
+                      .ahead = head_of(last ? index : index + 1),
                       .head_dim = shape.head_dim,
                       .tokens = shape.tokens,
                       .scale = call_.scale,
@@ -98,9 +98,15 @@ class Query {
   }
 
  private:
-  const char* keys_of(std::int64_t index) const {
+  const char* head_of(std::int64_t index) const {
     const char* part = reinterpret_cast<const char*>(static_cast<std::uintptr_t>(call_.parts[index]));
-    return part + tile_.kv_head * call_.shape.head_elements() * call_.shape.itemsize();
+    return part + tile_.kv_head * call_.shape.head_bytes();
+  }
+
+  // A quantised page shows itself to rows of later pages alone.
+  std::int64_t newest_seen(std::int64_t position) const {
+    const std::int64_t T = call_.shape.tokens;
+    return call_.shape.format == KvFormat::kRaw ? position : floor_to(position, T) - 1;
   }
 
   std::int64_t source(std::int64_t r) const { return places_[r] * call_.shape.head_dim; }

@@ -3,8 +3,11 @@
 // The lanes come first.
 #include "tokenvm/lane_math.hpp"
 // Then what is built on them.
+#include "tokenvm/code_lanes.hpp"
 #include "tokenvm/dot.hpp"
 #include "tokenvm/lane_attention.hpp"
+#include "tokenvm/lane_bitpack.hpp"
+#include "tokenvm/lane_quantise.hpp"
 #include "tokenvm/lane_rowwise.hpp"
 #include "tokenvm/lane_finish.hpp"
 #include "tokenvm/lane_linear.hpp"
@@ -20,11 +23,15 @@ const Kernels& portable_kernels() {
                                  .attend_bf16 = attend_page<DotBf16>,
                                  .attend_fp32 = attend_page<DotFp32>,
                                  .fold = fold,
+                                 .quantise = quantise_head,
+                                 .dequantise = dequantise_head,
                                  .finish = finish,
                                  .rms_norm = rms_norm,
                                  .silu_mul = silu_mul,
                                  .cast = cast_row,
-                                 .rope = rope};
+                                 .rope = rope,
+                                 .bitpack_encode = bitpack_encode_lanes,
+                                 .bitpack_decode = bitpack_decode_lanes};
   return table;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tokenvm/numerics.hpp"
+#include "tokenvm/paging.hpp"
 
 namespace tokenvm {
 
@@ -44,6 +45,15 @@ struct FoldJob {
   float* mass;
 };
 
+// One kv head of a part, raw and coded.
+struct CodeJob {
+  void* raw;    // [2][tokens * head_dim] of bf16 (narrow) or fp32, in the order of the part
+  void* coded;  // PartShape::head_bytes of the format
+  std::int64_t head_dim, tokens;
+  bool narrow;
+  KvFormat format;  // not kRaw
+};
+
 // What becomes of the sums of a product: they are stored, or added to what is there; or the first half of the
 // outputs are gates g, the second half ups u, and silu(g) * u is stored.
 enum class Finish : int { kStore, kAdd, kSiluMul };
@@ -76,6 +86,8 @@ struct Kernels {
   void (*attend_bf16)(const PageJob& job);
   void (*attend_fp32)(const PageJob& job);
   void (*fold)(const FoldJob& job);
+  void (*quantise)(const CodeJob& job);    // raw to coded
+  void (*dequantise)(const CodeJob& job);  // coded to raw
   // out = acc / mass + 0, fp32 or bf16.
   void (*finish)(const float* acc, float mass, std::int64_t head_dim, void* out, bool narrow);
 
@@ -86,6 +98,10 @@ struct Kernels {
   void (*cast)(const float* x, std::int64_t count, bf16* out);
   // Half-rotation of one head: cos_sin holds head_dim/2 cosines, then as many sines.
   void (*rope)(const float* x, const float* cos_sin, std::int64_t head_dim, float* out);
+
+  // As in bitpack.hpp.
+  std::uint64_t (*bitpack_encode)(const void* part, std::uint64_t nbytes, void* stored, std::uint64_t room);
+  bool (*bitpack_decode)(const void* stored, std::uint64_t room, void* part, std::uint64_t nbytes);
 };
 
 // Bytes that prepare_rows may write for so many rows.
