@@ -101,6 +101,30 @@ def test_rowwise_kernels(dtype: torch.dtype) -> None:
     assert torch.equal(same_everywhere(lambda: norm.cast(x, dtype)), x.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
+@pytest.mark.parametrize("head_dim", [64, 50])
+def test_rope_append_in_any_runs(head_dim: int, dtype: torch.dtype) -> None:
+    geometry, rows = PartGeometry(2, head_dim, 32, dtype), 41
+    qkv, cos_sin = random(rows, 7 * head_dim), random(80, head_dim, seed=1)
+    positions = torch.arange(7, 7 + rows)
+    page, offset = np.divmod(positions.numpy(), 32)
+
+    def append(cut: list[int]) -> torch.Tensor:
+        pages = torch.zeros(2, geometry.part_bytes, dtype=torch.uint8)
+        parts = (pages.data_ptr() + page * geometry.part_bytes).astype(np.uint64)
+        q, begin = [], 0
+        for end in cut:
+            at = slice(begin, end)
+            place = parts[at], offset[at].astype(np.int32)
+            q.append(paging.rope_append(qkv[at], cos_sin, positions[at], *place, geometry, 3).flatten())
+            begin = end
+        return torch.cat((*q, pages.view(dtype).flatten()))
+
+    whole = same_everywhere(lambda: append([rows]))
+    for cut in ([1, 2, 30, rows], [16, rows], list(range(1, rows + 1))):
+        assert torch.equal(bits(append(cut)), bits(whole))
+
+
 class Sequences:
     """Two sequences with pages of their own, and queries for some of their last tokens."""
 

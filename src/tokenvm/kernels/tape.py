@@ -23,24 +23,24 @@ class Tape:
 
     def linear(self, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> None:
         """Record out = x @ w.T: x [capacity, K] in the weight's dtype, out float32 [capacity, N]."""
-        self._native.linear(
-            w.dtype is torch.bfloat16,
-            self._rows("x", x, w.columns, w.dtype),
-            w.storage.data_ptr(),
-            w.rows,
-            w.columns,
-            self._rows("out", out, w.rows, torch.float32),
-        )
-        self._kept.append(w)
+        self._native.linear(*self._product(x, w), self._rows("out", out, w.rows, torch.float32))
 
-    def add_rms_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
-    ) -> None:
-        """Record x += delta, out = rms_norm(x) * weight: x, delta float32 [capacity, H], weight float32 [H]."""
+    def linear_add(self, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> None:
+        """Record out += x @ w.T: x [capacity, K] in the weight's dtype, out float32 [capacity, N]."""
+        self._native.linear_add(*self._product(x, w), self._rows("out", out, w.rows, torch.float32))
+
+    def linear_silu_mul(self, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> None:
+        """Record out = silu(x @ g.T) * (x @ u.T), w holding g, then u: x [capacity, K], out [capacity, N/2]."""
+        if w.rows % 2:
+            raise ValueError(f"w must hold as many gates as ups, not {w.rows} rows in all")
+        target = self._rows("out", out, w.rows // 2, out.dtype)
+        self._native.linear_silu_mul(*self._product(x, w), target, checks.narrow(out.dtype, "out's dtype"))
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+        """Record out = rms_norm(x) * weight: x float32 [capacity, H], weight float32 [H], out [capacity, H]."""
         width = checks.dimensions("x", x, 2)[1]
         self._native.rms_norm(
             self._rows("x", x, width, torch.float32),
-            self._rows("delta", delta, width, torch.float32),
             checks.tensor("weight", weight, (width,), torch.float32),
             eps,
             width,
@@ -48,16 +48,6 @@ class Tape:
             checks.narrow(out.dtype, "out's dtype"),
         )
         self._kept.append(weight)
-
-    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
-        """Record out = silu(gate) * up: gate_up float32 [capacity, 2 I], the gate first; out [capacity, I]."""
-        width = checks.dimensions("out", out, 2)[1]
-        self._native.silu_mul(
-            self._rows("gate_up", gate_up, 2 * width, torch.float32),
-            width,
-            self._rows("out", out, width, out.dtype),
-            checks.narrow(out.dtype, "out's dtype"),
-        )
 
     def play(self, rows: int) -> None:
         """Carry out every call, in order, for the first `rows` rows. Raises ValueError beyond the capacity."""
@@ -69,3 +59,8 @@ class Tape:
         address = checks.tensor(name, value, (self.capacity, width), dtype)
         self._kept.append(value)
         return address
+
+    def _product(self, x: torch.Tensor, w: PackedMatrix) -> tuple[bool, int, int, int, int]:
+        self._kept.append(w)
+        source = self._rows("x", x, w.columns, w.dtype)
+        return w.dtype is torch.bfloat16, source, w.storage.data_ptr(), w.rows, w.columns
