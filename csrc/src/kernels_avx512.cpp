@@ -15,12 +15,12 @@ namespace tokenvm {
 
 const Kernels& avx512_kernels() {
   static constexpr Kernels table{.name = "avx512",
-                                 .wants_tiles = false,
                                  .prepare_rows = widen_rows,
                                  .linear_bf16 = linear_bf16,
                                  .linear_fp32 = linear_fp32,
                                  .attend_bf16 = attend_page<DotBf16>,
                                  .attend_fp32 = attend_page<DotFp32>,
+                                 .walk_bf16 = nullptr,
                                  .fold = fold,
                                  .quantise = quantise_head,
                                  .dequantise = dequantise_head,
