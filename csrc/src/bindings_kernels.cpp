@@ -66,6 +66,18 @@ void bind_linear(nb::module_& m) {
       },
       NoGil());
   m.def(
+      "linear_add",
+      [](bool narrow, Address x, Int rows, Address packed, Int n, Int k, Address out) {
+        linear_add(format_of(narrow), at<void>(x), rows, at<void>(packed), n, k, at<float>(out));
+      },
+      NoGil());
+  m.def(
+      "linear_silu_mul",
+      [](bool narrow, Address x, Int rows, Address packed, Int n, Int k, Address out, bool narrow_out) {
+        linear_silu_mul(format_of(narrow), at<void>(x), rows, at<void>(packed), n, k, at<void>(out), narrow_out);
+      },
+      NoGil());
+  m.def(
       "gather_rows",
       [](bool narrow, Address packed, Int n, Int k, Address ids, Int count, Address out) {
         gather_rows(format_of(narrow), at<void>(packed), n, k, at<Int>(ids), count, at<float>(out));

@@ -30,14 +30,24 @@ class Tape {
     });
   }
 
-  void rms_norm(Address x, Address delta, Address weight, float eps, Int width, Address out, bool narrow) {
+  void linear_add(bool narrow, Address x, Address packed, Int outputs, Int columns, Address out) {
+    const PackFormat format = narrow ? PackFormat::kBf16 : PackFormat::kFp32;
     add([=](Int rows) {
-      tokenvm::rms_norm(at<float>(x), at<float>(delta), at<float>(weight), eps, rows, width, at<void>(out), narrow);
+      tokenvm::linear_add(format, at<void>(x), rows, at<void>(packed), outputs, columns, at<float>(out));
     });
   }
 
-  void silu_mul(Address gate_up, Int width, Address out, bool narrow) {
-    add([=](Int rows) { tokenvm::silu_mul(at<float>(gate_up), rows, width, at<void>(out), narrow); });
+  void linear_silu_mul(bool narrow, Address x, Address packed, Int outputs, Int columns, Address out) {
+    const PackFormat format = narrow ? PackFormat::kBf16 : PackFormat::kFp32;
+    add([=](Int rows) {
+      tokenvm::linear_silu_mul(format, at<void>(x), rows, at<void>(packed), outputs, columns, at<void>(out), narrow);
+    });
+  }
+
+  void rms_norm(Address x, Address weight, float eps, Int width, Address out, bool narrow) {
+    add([=](Int rows) {
+      tokenvm::rms_norm(at<float>(x), nullptr, at<float>(weight), eps, rows, width, at<void>(out), narrow);
+    });
   }
 
   void play(Int rows) const {
@@ -56,7 +66,8 @@ void bind_tape(nb::module_& m) {
   nb::class_<Tape>(m, "Tape")
       .def(nb::init<>())
       .def("linear", &Tape::linear)
+      .def("linear_add", &Tape::linear_add)
+      .def("linear_silu_mul", &Tape::linear_silu_mul)
       .def("rms_norm", &Tape::rms_norm)
-      .def("silu_mul", &Tape::silu_mul)
       .def("play", &Tape::play, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -7,9 +7,10 @@
 #include "tokenvm/dot.hpp"
 #include "tokenvm/lane_attention.hpp"
 #include "tokenvm/lane_bitpack.hpp"
-#include "tokenvm/lane_linear.hpp"
 #include "tokenvm/lane_quantise.hpp"
 #include "tokenvm/lane_rowwise.hpp"
+#include "tokenvm/lane_finish.hpp"
+#include "tokenvm/lane_linear.hpp"
 
 namespace tokenvm {
 

@@ -6,7 +6,7 @@ import torch
 
 from tokenvm.kernels.attention import attend
 from tokenvm.kernels.linear import linear, pack
-from tokenvm.kernels.norm import add_rms_norm, silu_mul
+from tokenvm.kernels.norm import rms_norm, silu_mul
 from tokenvm.kernels.paging import PartGeometry, rope_append
 from tokenvm.kernels.state import AttentionState
 from tokenvm.kernels.step import StepAttention
@@ -20,33 +20,39 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.mark.parametrize("rows", [0, 1, 5, CAPACITY])
 def test_a_tape_gives_the_bits_of_the_single_calls(dtype, rows):
     g = torch.Generator().manual_seed(rows)
-    hidden, delta = torch.randn(CAPACITY, WIDTH, generator=g), torch.randn(CAPACITY, WIDTH, generator=g)
-    norm, matrix = torch.randn(WIDTH, generator=g), pack(torch.randn(2 * INNER, WIDTH, generator=g).to(dtype))
-    normed = torch.empty(CAPACITY, WIDTH, dtype=dtype)
-    both, gated = torch.empty(CAPACITY, 2 * INNER), torch.empty(CAPACITY, INNER, dtype=dtype)
-    played = hidden.clone()
+    hidden, norm = torch.randn(CAPACITY, WIDTH, generator=g), torch.randn(WIDTH, generator=g)
+    square, both, down = (
+        pack(torch.randn(n, k, generator=g).to(dtype))
+        for n, k in ((WIDTH, WIDTH), (2 * INNER, WIDTH), (WIDTH, INNER))
+    )
+    normed, gated = torch.empty(CAPACITY, WIDTH, dtype=dtype), torch.empty(CAPACITY, INNER, dtype=dtype)
+    product, played = torch.empty(CAPACITY, WIDTH), hidden.clone()
     tape = Tape(CAPACITY)
-    tape.add_rms_norm(played, delta, norm, 1e-5, normed)
-    tape.linear(normed, matrix, both)
-    tape.silu_mul(both, gated)
-    for buffer in (normed, both, gated):
+    tape.rms_norm(played, norm, 1e-5, normed)
+    tape.linear(normed, square, product)
+    tape.linear_silu_mul(normed, both, gated)
+    tape.linear_add(gated, down, played)
+    for buffer in (normed, product, gated):
         buffer.fill_(7.0)
     tape.play(rows)
-    single = hidden[:rows].clone()
-    expected = silu_mul(linear(add_rms_norm(single, delta[:rows], norm, 1e-5, dtype), matrix), dtype)
-    assert torch.equal(played, torch.cat((single, hidden[rows:])))
-    assert torch.equal(gated[:rows], expected)
-    assert bool((gated[rows:] == 7.0).all())
+    first = rms_norm(hidden[:rows], norm, 1e-5, dtype)
+    inner = silu_mul(linear(first, both), dtype)
+    assert torch.equal(product[:rows], linear(first, square))
+    assert torch.equal(gated[:rows], inner)
+    assert torch.equal(played, torch.cat((hidden[:rows] + linear(inner, down), hidden[rows:])))
+    assert all(bool((buffer[rows:] == 7.0).all()) for buffer in (normed, product, gated))
 
 
 def test_a_tape_refuses_what_does_not_fit():
     tape, x = Tape(4), torch.zeros(4, 8)
-    with pytest.raises(ValueError, match=r"shape \(4, 8\)"):
-        tape.add_rms_norm(x, torch.zeros(3, 8), torch.ones(8), 1e-5, torch.zeros(4, 8))
+    with pytest.raises(ValueError, match=r"shape \(7,\)|shape \(8,\)"):
+        tape.rms_norm(x, torch.ones(7), 1e-5, torch.zeros(4, 8))
     with pytest.raises(ValueError, match=r"shape \(4, 6\)"):
         tape.linear(x, pack(torch.ones(5, 6)), torch.zeros(4, 5))
-    with pytest.raises(ValueError, match=r"shape \(4, 16\)"):
-        tape.silu_mul(x, torch.zeros(4, 8))
+    with pytest.raises(ValueError, match=r"shape \(4, 5\)"):
+        tape.linear_add(x, pack(torch.ones(5, 8)), torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="as many gates as ups"):
+        tape.linear_silu_mul(x, pack(torch.ones(5, 8)), torch.zeros(4, 2))
     for rows in (-1, 5):
         with pytest.raises(ValueError, match="do not fit buffers of 4"):
             tape.play(rows)

@@ -93,7 +93,12 @@ struct CodeJob {
   KvFormat format;  // not kRaw
 };
 
+// What becomes of the sums of a product: they are stored, or added to what is there; or the first half of the
+// outputs are gates g, the second half ups u, and silu(g) * u is stored.
+enum class Finish : int { kStore, kAdd, kSiluMul };
+
 // The rows [row_begin, row_end) times the blocks of 16 outputs [block_begin, block_end) of a packed matrix.
+// kSiluMul: the outputs are a multiple of 32, and the blocks are those of the gates.
 struct LinearJob {
   const void* rows;  // as `prepare_rows` left them (bf16), or fp32 [total_rows][columns]
   const void* weight;
@@ -101,7 +106,9 @@ struct LinearJob {
   std::int64_t outputs;  // N
   std::int64_t row_begin, row_end;
   std::int64_t block_begin, block_end;
-  float* out;  // [total_rows][outputs]
+  Finish finish;
+  bool narrow;  // kSiluMul: out is bf16, else fp32
+  void* out;    // [total_rows][outputs], kSiluMul: [total_rows][outputs/2]
 };
 
 struct Kernels {

@@ -35,6 +35,18 @@ def linear(x: torch.Tensor, w: PackedMatrix, out: torch.Tensor | None = None) ->
     return _into(out, (x.double() @ unpack(w).double().T).float())
 
 
+def linear_add(x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> torch.Tensor:
+    """See tokenvm.kernels.linear.linear_add."""
+    return out.add_(linear(x, w))
+
+
+def linear_silu_mul(
+    x: torch.Tensor, w: PackedMatrix, out_dtype: torch.dtype, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """See tokenvm.kernels.linear.linear_silu_mul."""
+    return silu_mul(linear(x, w), out_dtype, out)
+
+
 def gather_rows(w: PackedMatrix, ids: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """See tokenvm.kernels.linear.gather_rows."""
     return _into(out, unpack(w)[ids].float())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from tokenvm.kernels import checks
@@ -23,24 +25,26 @@ class Tape:
 
     def linear(self, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> None:
         """Record out = x @ w.T: x [capacity, K] in the weight's dtype, out float32 [capacity, N]."""
-        self._native.linear(
-            w.dtype is torch.bfloat16,
-            self._rows("x", x, w.columns, w.dtype),
-            w.storage.data_ptr(),
-            w.rows,
-            w.columns,
-            self._rows("out", out, w.rows, torch.float32),
-        )
-        self._kept.append(w)
+        self._product(self._native.linear, x, w, out, w.rows, torch.float32)
 
-    def add_rms_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
-    ) -> None:
-        """Record x += delta, out = rms_norm(x) * weight: x, delta float32 [capacity, H], weight float32 [H]."""
+    def linear_add(self, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> None:
+        """Record out += x @ w.T: x [capacity, K] in the weight's dtype, out float32 [capacity, N]."""
+        self._product(self._native.linear_add, x, w, out, w.rows, torch.float32)
+
+    def linear_silu_mul(self, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> None:
+        """Record out = silu(x @ g.T) * (x @ u.T), w holding the rows of g, then u; out [capacity, N/2].
+
+        x and out have the weight's dtype.
+        """
+        if w.rows % 2:
+            raise ValueError(f"w must hold as many gates as ups, not {w.rows} rows in all")
+        self._product(self._native.linear_silu_mul, x, w, out, w.rows // 2, w.dtype)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+        """Record out = rms_norm(x) * weight: x float32 [capacity, H], weight float32 [H]."""
         width = checks.dimensions("x", x, 2)[1]
         self._native.rms_norm(
             self._rows("x", x, width, torch.float32),
-            self._rows("delta", delta, width, torch.float32),
             checks.tensor("weight", weight, (width,), torch.float32),
             eps,
             width,
@@ -49,21 +53,30 @@ class Tape:
         )
         self._kept.append(weight)
 
-    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
-        """Record out = silu(gate) * up: gate_up float32 [capacity, 2 I], the gate first; out [capacity, I]."""
-        width = checks.dimensions("out", out, 2)[1]
-        self._native.silu_mul(
-            self._rows("gate_up", gate_up, 2 * width, torch.float32),
-            width,
-            self._rows("out", out, width, out.dtype),
-            checks.narrow(out.dtype, "out's dtype"),
-        )
-
     def play(self, rows: int) -> None:
         """Carry out every call, in order, for the first `rows` rows. Raises ValueError beyond the capacity."""
         if not 0 <= rows <= self.capacity:
             raise ValueError(f"{rows} rows do not fit buffers of {self.capacity}")
         self._native.play(rows)
+
+    def _product(
+        self,
+        record: Callable[[bool, int, int, int, int, int], None],
+        x: torch.Tensor,
+        w: PackedMatrix,
+        out: torch.Tensor,
+        columns: int,
+        dtype: torch.dtype,
+    ) -> None:
+        record(
+            w.dtype is torch.bfloat16,
+            self._rows("x", x, w.columns, w.dtype),
+            w.storage.data_ptr(),
+            w.rows,
+            w.columns,
+            self._rows("out", out, columns, dtype),
+        )
+        self._kept.append(w)
 
     def _rows(self, name: str, value: torch.Tensor, width: int, dtype: torch.dtype) -> int:
         address = checks.tensor(name, value, (self.capacity, width), dtype)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from tokenvm.kernels.linear import gather_rows, linear
-from tokenvm.kernels.norm import add_rms_norm
+from tokenvm.kernels.norm import rms_norm
 from tokenvm.kernels.tape import Tape
 from tokenvm.models.context import EndWeights, ForwardContext, LayerWeights
 from tokenvm.models.spec import ModelSpec
@@ -17,16 +17,14 @@ from tokenvm.models.spec import ModelSpec
 class Activations:
     """Buffers of one forward pass, each with a row per token.
 
-    `hidden` is the residual stream and `delta` what the next norm adds to it (both fp32 [M, hidden]).
-    `normed`, `attended`, `gated` are matrix inputs in the weight dtype; `qkv`, `gate_up` are fp32 matrix outputs.
+    `hidden` is the residual stream, fp32 [M, hidden], and `qkv` a matrix output in fp32; `normed`, `attended`, `gated`
+    are matrix inputs in the weight dtype.
     """
 
     hidden: torch.Tensor
-    delta: torch.Tensor
     normed: torch.Tensor
     qkv: torch.Tensor
     attended: torch.Tensor
-    gate_up: torch.Tensor
     gated: torch.Tensor
 
     @classmethod
@@ -34,18 +32,16 @@ class Activations:
         """Buffers for at most `rows` tokens, contents undefined."""
         return cls(
             hidden=torch.empty(rows, spec.hidden),
-            delta=torch.empty(rows, spec.hidden),
             normed=torch.empty(rows, spec.hidden, dtype=dtype),
             qkv=torch.empty(rows, spec.attention.qkv_rows),
             attended=torch.empty(rows, spec.attention.out_columns, dtype=dtype),
-            gate_up=torch.empty(rows, 2 * spec.mlp.intermediate),
             gated=torch.empty(rows, spec.mlp.intermediate, dtype=dtype),
         )
 
     @staticmethod
     def bytes_per_row(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes that each further token adds."""
-        fp32 = 2 * spec.hidden + spec.attention.qkv_rows + 2 * spec.mlp.intermediate
+        fp32 = spec.hidden + spec.attention.qkv_rows
         return 4 * fp32 + dtype.itemsize * (spec.hidden + spec.attention.out_columns + spec.mlp.intermediate)
 
 
@@ -80,7 +76,6 @@ class Decoder:
             raise ValueError(f"{rows} rows do not fit buffers of {self.capacity}")
         with ctx.ends() as ends:
             gather_rows(ends.embedding, token_ids, out=b.hidden[:rows])
-        b.delta[:rows].zero_()
         qkv, attended = b.qkv[:rows], b.attended[:rows]
         for layer in range(self.spec.layers):
             with ctx.weights(layer) as weights:
@@ -102,20 +97,19 @@ class Decoder:
 
     def _enter(self, weights: LayerWeights) -> Tape:
         b, tape = self.buffers, Tape(self.capacity)
-        tape.add_rms_norm(b.hidden, b.delta, weights.attn_norm, self.spec.norm.eps, b.normed)
+        tape.rms_norm(b.hidden, weights.attn_norm, self.spec.norm.eps, b.normed)
         tape.linear(b.normed, weights.qkv, b.qkv)
         return tape
 
     def _leave(self, weights: LayerWeights) -> Tape:
         b, tape = self.buffers, Tape(self.capacity)
-        tape.linear(b.attended, weights.o, b.delta)
-        tape.add_rms_norm(b.hidden, b.delta, weights.mlp_norm, self.spec.norm.eps, b.normed)
-        tape.linear(b.normed, weights.gate_up, b.gate_up)
-        tape.silu_mul(b.gate_up, b.gated)
-        tape.linear(b.gated, weights.down, b.delta)
+        tape.linear_add(b.attended, weights.o, b.hidden)
+        tape.rms_norm(b.hidden, weights.mlp_norm, self.spec.norm.eps, b.normed)
+        tape.linear_silu_mul(b.normed, weights.gate_up, b.gated)
+        tape.linear_add(b.gated, weights.down, b.hidden)
         return tape
 
     def _logits(self, ctx: ForwardContext, ends: EndWeights) -> torch.Tensor:
-        hidden, delta = self.buffers.hidden[ctx.sample_rows], self.buffers.delta[ctx.sample_rows]
-        normed = add_rms_norm(hidden, delta, ends.final_norm, self.spec.norm.eps, self.buffers.normed.dtype)
+        hidden = self.buffers.hidden[ctx.sample_rows]
+        normed = rms_norm(hidden, ends.final_norm, self.spec.norm.eps, self.buffers.normed.dtype)
         return linear(normed, ends.lm_head)
