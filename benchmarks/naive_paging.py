@@ -74,6 +74,7 @@ class NaiveStaged:
             else:
                 yield self._round([page])
         yield self._round([*found, last])
+        self._source.used(layer)
 
     def _round(self, pages: list[tuple[int, int]]) -> tuple[Round, np.ndarray]:
         segments = np.array([[0, len(self.positions), 0, len(pages)]], np.int32)
