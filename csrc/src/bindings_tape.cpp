@@ -37,12 +37,10 @@ class Tape {
     });
   }
 
-  void linear_silu_mul(bool narrow, Address x, Address packed, Int outputs, Int columns, Address out,
-                       bool narrow_out) {
+  void linear_silu_mul(bool narrow, Address x, Address packed, Int outputs, Int columns, Address out) {
     const PackFormat format = narrow ? PackFormat::kBf16 : PackFormat::kFp32;
     add([=](Int rows) {
-      tokenvm::linear_silu_mul(format, at<void>(x), rows, at<void>(packed), outputs, columns, at<void>(out),
-                               narrow_out);
+      tokenvm::linear_silu_mul(format, at<void>(x), rows, at<void>(packed), outputs, columns, at<void>(out), narrow);
     });
   }
 

@@ -9,7 +9,7 @@
 #include "tokenvm/lane_bitpack.hpp"
 #include "tokenvm/lane_quantise.hpp"
 #include "tokenvm/lane_rowwise.hpp"
-#include "tokenvm/lane_finish.hpp"
+#include "tokenvm/lane_epilogue.hpp"
 #include "tokenvm/lane_linear.hpp"
 // And what the tile unit does better.
 #include "tokenvm/amx_attention.hpp"
@@ -19,12 +19,12 @@ namespace tokenvm {
 
 const Kernels& amx_kernels() {
   static constexpr Kernels table{.name = "amx",
-                                 .wants_tiles = true,
                                  .prepare_rows = tile_rows,
                                  .linear_bf16 = tile_linear,
                                  .linear_fp32 = linear_fp32,
-                                 .attend_bf16 = attend_page_tiles,
+                                 .attend_bf16 = attend_page<DotBf16>,
                                  .attend_fp32 = attend_page<DotFp32>,
+                                 .walk_bf16 = walk_tiles,
                                  .fold = fold,
                                  .quantise = quantise_head,
                                  .dequantise = dequantise_head,

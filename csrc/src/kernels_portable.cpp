@@ -9,19 +9,19 @@
 #include "tokenvm/lane_bitpack.hpp"
 #include "tokenvm/lane_quantise.hpp"
 #include "tokenvm/lane_rowwise.hpp"
-#include "tokenvm/lane_finish.hpp"
+#include "tokenvm/lane_epilogue.hpp"
 #include "tokenvm/lane_linear.hpp"
 
 namespace tokenvm {
 
 const Kernels& portable_kernels() {
   static constexpr Kernels table{.name = "portable",
-                                 .wants_tiles = false,
                                  .prepare_rows = widen_rows,
                                  .linear_bf16 = linear_bf16,
                                  .linear_fp32 = linear_fp32,
                                  .attend_bf16 = attend_page<DotBf16>,
                                  .attend_fp32 = attend_page<DotFp32>,
+                                 .walk_bf16 = nullptr,
                                  .fold = fold,
                                  .quantise = quantise_head,
                                  .dequantise = dequantise_head,

@@ -62,7 +62,7 @@ Cut cut(std::int64_t rows, std::int64_t columns, std::int64_t blocks) {
 }
 
 void run_linear(void (*kernel)(const LinearJob&), const LinearJob& whole, std::int64_t rows) {
-  const std::int64_t gates = whole.finish == Finish::kSiluMul ? 2 : 1;
+  const std::int64_t gates = whole.epilogue == Epilogue::kSiluMul ? 2 : 1;
   const std::int64_t blocks = ceil_to(whole.outputs / gates, 16) / 16;
   const Cut size = cut(rows, whole.columns, blocks);
   const std::int64_t row_tasks = ceil_to(rows, size.rows) / size.rows;
@@ -122,18 +122,18 @@ void multiply_rows(PackFormat format, LinearJob job, std::int64_t rows) {
 
 void linear(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
             std::int64_t columns, float* out) {
-  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Finish::kStore, false, out}, rows);
+  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kStore, false, out}, rows);
 }
 
 void linear_add(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
                 std::int64_t columns, float* out) {
-  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Finish::kAdd, false, out}, rows);
+  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kAdd, false, out}, rows);
 }
 
 void linear_silu_mul(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
                      std::int64_t columns, void* out, bool narrow) {
   if (outputs % 32 == 0)
-    return multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Finish::kSiluMul, narrow, out}, rows);
+    return multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kSiluMul, narrow, out}, rows);
   thread_local Scratch scratch;
   float* gate_up = scratch.reserve<float>(static_cast<std::size_t>(rows * outputs));
   linear(format, x, rows, packed, outputs, columns, gate_up);

@@ -76,7 +76,7 @@ def test_row_counts_around_every_border(count: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
 @pytest.mark.parametrize(("outputs", "columns"), [(192, 576), (96, 100), (66, 31)])
-def test_products_with_their_finish(outputs: int, columns: int, dtype: torch.dtype) -> None:
+def test_products_with_an_epilogue(outputs: int, columns: int, dtype: torch.dtype) -> None:
     w, x = linear.pack(random(outputs, columns, dtype=dtype)), random(53, columns, dtype=dtype, seed=1)
     plain, residual = linear.linear(x, w), random(53, outputs, seed=2)
     active = same_everywhere(lambda: linear.linear_silu_mul(x, w, dtype))

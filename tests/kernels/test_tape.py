@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tokenvm.kernels.attention import attend
-from tokenvm.kernels.linear import linear, linear_add, linear_silu_mul, pack
-from tokenvm.kernels.norm import rms_norm
+from tokenvm.kernels.linear import linear, pack
+from tokenvm.kernels.norm import rms_norm, silu_mul
 from tokenvm.kernels.paging import PartGeometry, rope_append
 from tokenvm.kernels.state import AttentionState
 from tokenvm.kernels.step import StepAttention
@@ -21,36 +21,37 @@ DTYPES = [torch.float32, torch.bfloat16]
 def test_a_tape_gives_the_bits_of_the_single_calls(dtype, rows):
     g = torch.Generator().manual_seed(rows)
     hidden, norm = torch.randn(CAPACITY, WIDTH, generator=g), torch.randn(WIDTH, generator=g)
-    gates = pack(torch.randn(2 * INNER, WIDTH, generator=g).to(dtype))
-    down = pack(torch.randn(WIDTH, INNER, generator=g).to(dtype))
-    normed = torch.empty(CAPACITY, WIDTH, dtype=dtype)
-    both, gated = torch.empty(CAPACITY, 2 * INNER), torch.empty(CAPACITY, INNER, dtype=dtype)
-    played = hidden.clone()
+    square, both, down = (
+        pack(torch.randn(n, k, generator=g).to(dtype))
+        for n, k in ((WIDTH, WIDTH), (2 * INNER, WIDTH), (WIDTH, INNER))
+    )
+    normed, gated = torch.empty(CAPACITY, WIDTH, dtype=dtype), torch.empty(CAPACITY, INNER, dtype=dtype)
+    product, played = torch.empty(CAPACITY, WIDTH), hidden.clone()
     tape = Tape(CAPACITY)
     tape.rms_norm(played, norm, 1e-5, normed)
-    tape.linear(normed, gates, both)
-    tape.linear_silu_mul(normed, gates, gated)
+    tape.linear(normed, square, product)
+    tape.linear_silu_mul(normed, both, gated)
     tape.linear_add(gated, down, played)
-    for buffer in (normed, both, gated):
+    for buffer in (normed, product, gated):
         buffer.fill_(7.0)
     tape.play(rows)
-    single = rms_norm(hidden[:rows], norm, 1e-5, dtype)
-    active = linear_silu_mul(single, gates, dtype)
-    assert torch.equal(both[:rows], linear(single, gates))
-    assert torch.equal(gated[:rows], active)
-    assert torch.equal(played, torch.cat((linear_add(active, down, hidden[:rows].clone()), hidden[rows:])))
-    assert bool((gated[rows:] == 7.0).all())
+    first = rms_norm(hidden[:rows], norm, 1e-5, dtype)
+    inner = silu_mul(linear(first, both), dtype)
+    assert torch.equal(product[:rows], linear(first, square))
+    assert torch.equal(gated[:rows], inner)
+    assert torch.equal(played, torch.cat((hidden[:rows] + linear(inner, down), hidden[rows:])))
+    assert all(bool((buffer[rows:] == 7.0).all()) for buffer in (normed, product, gated))
 
 
 def test_a_tape_refuses_what_does_not_fit():
     tape, x = Tape(4), torch.zeros(4, 8)
-    with pytest.raises(ValueError, match=r"shape \(4, 8\)"):
-        tape.rms_norm(torch.zeros(3, 8), torch.ones(8), 1e-5, torch.zeros(4, 8))
+    with pytest.raises(ValueError, match=r"shape \(7,\)|shape \(8,\)"):
+        tape.rms_norm(x, torch.ones(7), 1e-5, torch.zeros(4, 8))
     with pytest.raises(ValueError, match=r"shape \(4, 6\)"):
         tape.linear(x, pack(torch.ones(5, 6)), torch.zeros(4, 5))
     with pytest.raises(ValueError, match=r"shape \(4, 5\)"):
-        tape.linear_silu_mul(x, pack(torch.ones(10, 8)), torch.zeros(4, 8))
-    with pytest.raises(ValueError, match="gates"):
+        tape.linear_add(x, pack(torch.ones(5, 8)), torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="as many gates as ups"):
         tape.linear_silu_mul(x, pack(torch.ones(5, 8)), torch.zeros(4, 2))
     for rows in (-1, 5):
         with pytest.raises(ValueError, match="do not fit buffers of 4"):

@@ -1,161 +1,276 @@
-// One page of attention on tile registers; the same bits as lane_attention.hpp. Include after it.
+// Attention of some query rows over consecutive pages on tile registers; the same bits as lane_attention.hpp,
+// page by page. Include after it.
 #pragma once
 
+#include "tokenvm/amx_softmax.hpp"
 #include "tokenvm/amx_tiles.hpp"
-#include "tokenvm/scratch.hpp"
 
 namespace tokenvm {
 namespace {
 
-// Below this many query rows the page is read faster by lanes.
-constexpr std::int64_t kTileThreshold = 8;
+// Sixteen query rows against one page.
+struct Unit {
+  const bf16* q;       // [head_dim/32][16][32]
+  const char* keys;    // of this page; the values follow
+  std::int64_t page;   // counted from the walk's first
+  std::int64_t tile;   // of the walk's rows
+  Scores scores;
+  bool whole;
+  std::int32_t begin[kUnitRows], end[kUnitRows];
+  alignas(64) float peak[kUnitRows], mass[kUnitRows];
 
-inline __m512 widen_half(__m256i half) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  std::int64_t tokens() const { return scores.last - scores.first; }
+};
+
+inline const char* keys_of(const WalkJob& job, std::int64_t page) {
+  return reinterpret_cast<const char*>(static_cast<std::uintptr_t>(job.parts[page])) + job.head_bytes;
 }
 
-inline __mmask16 lanes_between(std::int64_t begin, std::int64_t end) {
-  const auto below = [](std::int64_t n) { return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1u; };
-  return static_cast<__mmask16>(below(end) & ~below(begin));
-}
+// The tile products that run beside the softmax of one unit: the weights of the unit before it times their
+// values, then the queries of the unit after it times their keys. A step is two TDPBF16PS where it can be. The
+// results of a step are stored one or two steps later, when they are there: a store that waits would hold up
+// loads from addresses with the same low bits.
+class Products {
+ public:
+  Products(const WalkJob& job) : job_(job) {}
 
-// exp_lanes of N vectors that are <= 0, and +0 in the lanes that are not `visible`. Step by step over all
-// vectors, so that neighbouring instructions do not wait for one another.
-template <int N>
-inline void exp_visible(Lanes (&x)[N], const __mmask16 (&visible)[N]) {
-  Lanes r[N], y[N];
-  __m512i exponent[N];
-  __mmask16 kept[N];
-  for (int i = 0; i < N; ++i) {
-    const Reduced part = reduce_exponent(x[i]);
-    r[i] = part.r;
-    exponent[i] = _mm512_slli_epi32(_mm512_castps_si512(part.shifted.v), 23);
-    kept[i] = _mm512_mask_cmp_ps_mask(visible[i], x[i].v, _mm512_set1_ps(kExpFloor), _CMP_GT_OQ);
+  // Either may be null.
+  void begin(const Unit* weighed, const Unit* next) {
+    weighed_ = weighed, next_ = next;
+    group_ = chunk_ = half_ = column_ = 0;
+    value_steps_ = weighed == nullptr ? 0 : weighed->tokens() / 32 * (job_.head_dim / 32);
+    key_steps_ = next == nullptr ? 0 : next->tokens() / 16;
+    left_ = 0;
+    if (next != nullptr) ahead_ = ahead_of(*next);
   }
-  exp_reduced(r, y);
-  for (int i = 0; i < N; ++i)
-    x[i].v = _mm512_castsi512_ps(_mm512_maskz_add_epi32(kept[i], _mm512_castps_si512(y[i].v), exponent[i]));
-}
 
-inline __mmask16 seen_lanes(const PageJob& job, std::int64_t row, std::int64_t token) {
-  return lanes_between(job.begin[row] - token, job.end[row] - token);
-}
+  std::int64_t steps() const { return value_steps_ + key_steps_; }
 
-// The row's peak over the tokens [first, last), multiples of 32. The scale is positive, so scaling and
-// rounding keep the order: the largest dot gives the largest score. Whole: the row sees all of [first, last).
-template <bool Whole>
-inline float peak_of(const PageJob& job, std::int64_t row, const float* dots, std::int64_t first,
-                     std::int64_t last) {
-  __m512 high = _mm512_set1_ps(kMinusInfinity), higher = high;
-  for (std::int64_t t = first; t < last; t += 32) {
-    const __m512 a = _mm512_loadu_ps(dots + t), b = _mm512_loadu_ps(dots + t + 16);
-    high = Whole ? _mm512_max_ps(a, high) : _mm512_mask_max_ps(high, seen_lanes(job, row, t), a, high);
-    higher = Whole ? _mm512_max_ps(b, higher)
-                   : _mm512_mask_max_ps(higher, seen_lanes(job, row, t + 16), b, higher);
-  }
-  return _mm512_reduce_max_ps(_mm512_max_ps(high, higher)) * job.scale;
-}
-
-// The weights of 16 N tokens from `token` on, as bf16 into N/2 tiles; adds them to the partial sums of the
-// mass.
-template <bool Whole, int N>
-inline void weigh_some(const PageJob& job, std::int64_t row, const float* dots, std::int64_t token,
-                       __m512& mass, bf16* weights) {
-  const Lanes scale = broadcast(job.scale), peak = broadcast(job.peak[row]);
-  Lanes x[N];
-  __mmask16 visible[N];
-  for (int i = 0; i < N; ++i) {
-    x[i] = sub(mul(load(dots + token + 16 * i), scale), peak);
-    visible[i] = Whole ? __mmask16(0xffff) : seen_lanes(job, row, token + 16 * i);
-  }
-  exp_visible(x, visible);
-  for (int i = 0; i < N; i += 2) {
-    const __m512i p = (__m512i)_mm512_cvtne2ps_pbh(x[i + 1].v, x[i].v);
-    _mm512_store_si512(weights + i / 2 * kTile, p);
-    mass = _mm512_add_ps(mass, widen_half(_mm512_castsi512_si256(p)));
-    mass = _mm512_add_ps(mass, widen_half(_mm512_extracti64x4_epi64(p, 1)));
-  }
-}
-
-// The row's weights into its place in tiles [tokens/32][16][32]; returns the 16 partial sums of its mass.
-template <bool Whole>
-inline __m512 weigh(const PageJob& job, std::int64_t row, const float* dots, Span span, bf16* weights) {
-  __m512 mass = _mm512_setzero_ps();
-  std::int64_t t = span.begin;
-  for (; t + 64 <= span.end; t += 64, weights += 2 * kTile)
-    weigh_some<Whole, 4>(job, row, dots, t, mass, weights);
-  if (t < span.end) weigh_some<Whole, 2>(job, row, dots, t, mass, weights);
-  return mass;
-}
-
-// The softmax of up to 32 rows over [first, last). Three loops over the rows, so that the chains of one row
-// overlap those of the next. Rows from `rows` on exist in the tiles only and get weight 0, like rows that see
-// nothing.
-inline void softmax_tiles(const PageJob& job, std::int64_t row, std::int64_t rows, std::int64_t padded,
-                          const float* dots, Span span, bf16* weights) {
-  const std::int64_t T = job.tokens, next = T / 32 * kTile;
-  const auto blind = [&](std::int64_t r) { return r >= rows || job.begin[row + r] >= job.end[row + r]; };
-  const auto whole = [&](std::int64_t r) {
-    return job.begin[row + r] <= span.begin && job.end[row + r] >= span.end;
-  };
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const float* line = dots + r * T;
-    job.peak[row + r] = blind(r)   ? kMinusInfinity
-                        : whole(r) ? peak_of<true>(job, row + r, line, span.begin, span.end)
-                                   : peak_of<false>(job, row + r, line, span.begin, span.end);
-  }
-  __m512 mass[32];
-  for (std::int64_t r = 0; r < padded; ++r) {
-    bf16* target = weights + r / 16 * next + r % 16 * 32;
-    mass[r] = _mm512_setzero_ps();
-    if (blind(r))
-      for (std::int64_t t = span.begin; t < span.end; t += 32, target += kTile)
-        _mm512_store_si512(target, _mm512_setzero_si512());
-    else if (whole(r))
-      mass[r] = weigh<true>(job, row + r, dots + r * T, span, target);
+  // One step; false if all are done.
+  bool step() {
+    prefetch();
+    asm volatile("" ::: "memory");
+    if (value_steps_ > 0)
+      value_step();
+    else if (key_steps_ > 0)
+      key_step();
     else
-      mass[r] = weigh<false>(job, row + r, dots + r * T, span, target);
+      return false;
+    asm volatile("" ::: "memory");
+    return true;
   }
-  for (std::int64_t r = 0; r < rows; ++r) job.mass[row + r] = sum_lanes({mass[r]});
+
+ private:
+  // The share of the page after `unit`'s that is brought near while `unit` waits for its softmax.
+  const char* ahead_of(const Unit& unit) {
+    const std::int64_t bytes = 4 * job_.tokens * job_.head_dim, tiles = ceil_to(job_.rows, kUnitRows) / kUnitRows;
+    const std::int64_t page = unit.page + 1 < job_.page_count ? unit.page + 1 : unit.page;
+    const std::int64_t share = ceil_to(bytes / tiles, 64), from = share * unit.tile < bytes ? share * unit.tile : bytes;
+    left_ = page == unit.page ? 0 : (share < bytes - from ? share : bytes - from) / 64;
+    lines_ = steps() > 0 ? left_ / steps() + 1 : left_;
+    return keys_of(job_, page) + from;
+  }
+
+  void prefetch() {
+    for (std::int64_t i = 0; i < lines_ && left_ > 0; ++i, --left_, ahead_ += 64) _mm_prefetch(ahead_, _MM_HINT_T1);
+  }
+
+  void value_step() {
+    const std::int64_t D = job_.head_dim;
+    const bf16* values = reinterpret_cast<const bf16*>(weighed_->keys) + job_.tokens * D;
+    const bf16* v = values + (weighed_->scores.first + 32 * chunk_) * D + 2 * (64 * group_ + 32 * half_);
+    if (chunk_ == 0 && half_ == 0) zero_group();
+    if (half_ == 0) _tile_loadd(4, weighed_->scores.data + 16 * chunk_, weighed_->scores.pitch * 4);
+    _tile_loadd(5, v, 4 * D);
+    _tile_loadd(6, v + 32, 4 * D);
+    if (half_ == 0) {
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_dpbf16ps(1, 4, 6);
+    } else {
+      _tile_dpbf16ps(2, 4, 5);
+      _tile_dpbf16ps(3, 4, 6);
+    }
+    --value_steps_;
+    next_value();
+  }
+
+  void zero_group() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+
+  bool wide_group() const { return 64 * group_ + 64 <= job_.head_dim; }
+
+  void next_value() {
+    if (half_ == 0 && wide_group()) {
+      half_ = 1;
+      return;
+    }
+    half_ = 0;
+    if (32 * ++chunk_ < weighed_->tokens()) return;
+    chunk_ = 0;
+    store_group();
+    ++group_;
+  }
+
+  void store_group() {
+    float* acc = job_.page_acc + 64 * group_;
+    const std::int64_t stride = 4 * job_.head_dim;
+    _tile_stored(0, acc, stride);
+    _tile_stored(1, acc + 16, stride);
+    if (!wide_group()) return;
+    _tile_stored(2, acc + 32, stride);
+    _tile_stored(3, acc + 48, stride);
+  }
+
+  // Columns of scores rotate through the registers 2, 3 and 4. Two chunks of queries stay in 0 and 1.
+  void key_step() {
+    const std::int64_t chunks = job_.head_dim / 32;
+    if (column_ == 0) {
+      _tile_loadd(0, next_->q, 64);
+      if (chunks > 1) _tile_loadd(1, next_->q + kTile, 64);
+    }
+    switch (column_ % 3) {
+      case 0:
+        if (column_ >= 2) store_column<3>(column_ - 2);
+        key_column<2>(chunks);
+        break;
+      case 1:
+        if (column_ >= 2) store_column<4>(column_ - 2);
+        key_column<3>(chunks);
+        break;
+      default:
+        store_column<2>(column_ - 2);
+        key_column<4>(chunks);
+    }
+    ++column_;
+    if (--key_steps_ == 0) store_last(column_ - 2), store_last(column_ - 1);
+  }
+
+  template <int Register>
+  void key_column(std::int64_t chunks) {
+    const std::int64_t stride = 4 * job_.tokens;
+    const bf16* k = reinterpret_cast<const bf16*>(next_->keys) + 2 * (next_->scores.first + 16 * column_);
+    zero_tile<Register>();
+    _tile_loadd(5, k, stride);
+    add_product<Register, 0, 5>();
+    if (chunks == 1) return;
+    _tile_loadd(6, k + 32 * job_.tokens, stride);
+    add_product<Register, 1, 6>();
+    for (std::int64_t c = 2; c < chunks; ++c) {
+      _tile_loadd(7, next_->q + c * kTile, 64);
+      _tile_loadd(5, k + c * 32 * job_.tokens, stride);
+      add_product<Register, 7, 5>();
+    }
+  }
+
+  template <int Register>
+  void store_column(std::int64_t column) {
+    store_whole_tile<Register>(next_->scores.data + 16 * column, next_->scores.pitch * 4);
+  }
+
+  void store_last(std::int64_t column) {
+    if (column % 3 == 0) return store_column<2>(column);
+    if (column % 3 == 1) return store_column<3>(column);
+    store_column<4>(column);
+  }
+
+  const WalkJob& job_;
+  const Unit* weighed_ = nullptr;
+  const Unit* next_ = nullptr;
+  std::int64_t group_ = 0, chunk_ = 0, half_ = 0, column_ = 0;
+  std::int64_t value_steps_ = 0, key_steps_ = 0;
+  const char* ahead_ = nullptr;
+  std::int64_t left_ = 0, lines_ = 0;
+};
+
+// The units of a walk in order: page after page, all tiles of rows of each. What no row sees is left out.
+class Units {
+ public:
+  Units(const WalkJob& job) : job_(job), tiles_(ceil_to(job.rows, kUnitRows) / kUnitRows) {}
+
+  // Fills `unit`; false at the end.
+  bool next(Unit& unit, float* scores) {
+    for (; page_ < job_.page_count; ++page_, tile_ = 0)
+      while (tile_ < tiles_)
+        if (fill(unit, tile_++, scores)) return true;
+    return false;
+  }
+
+ private:
+  bool fill(Unit& unit, std::int64_t tile, float* scores) const {
+    const std::int64_t T = job_.tokens, start = job_.start + page_ * T, first = tile * kUnitRows;
+    const std::int64_t rows = job_.rows - first < kUnitRows ? job_.rows - first : kUnitRows;
+    Span span{T, 0};
+    unit.whole = true;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const Span seen = seen_tokens(job_.position[first + r] - start, job_.window, T, job_.later);
+      unit.begin[r] = static_cast<std::int32_t>(seen.begin);
+      unit.end[r] = static_cast<std::int32_t>(seen.end);
+      unit.whole &= seen.begin == 0 && seen.end == T;
+      if (seen.begin >= seen.end) continue;
+      if (seen.begin < span.begin) span.begin = seen.begin;
+      if (seen.end > span.end) span.end = seen.end;
+    }
+    if (span.begin >= span.end) return false;
+    unit.q = job_.q_tiles + first * job_.head_dim;
+    unit.keys = keys_of(job_, page_);
+    unit.page = page_;
+    unit.tile = tile;
+    unit.scores = {scores,     T,        rows,       floor_to(span.begin, 32), ceil_to(span.end, 32),
+                   unit.begin, unit.end, job_.scale, unit.peak,                unit.mass};
+    return true;
+  }
+
+  const WalkJob& job_;
+  const std::int64_t tiles_;
+  std::int64_t page_ = 0, tile_ = 0;
+};
+
+// Takes what a unit gave into the state of its rows, or where the partial results of its page belong.
+inline void take(const WalkJob& job, const Unit& unit) {
+  const std::int64_t first = unit.tile * kUnitRows, rows = unit.scores.rows, D = job.head_dim;
+  if (!job.partial)
+    return fold_rows(rows, D, job.page_acc, unit.peak, unit.mass, job.acc + first * D, job.peak + first,
+                     job.mass + first);
+  const std::int64_t at = unit.page * job.partial_rows + first;
+  std::memcpy(job.acc + at * D, job.page_acc, static_cast<std::size_t>(rows * D) * 4);
+  std::memcpy(job.peak + at, unit.peak, static_cast<std::size_t>(rows) * 4);
+  std::memcpy(job.mass + at, unit.mass, static_cast<std::size_t>(rows) * 4);
 }
 
-// Row tiles [tile, tile + M) of the job.
-template <int M>
-inline void attend_tiles(const PageJob& job, std::int64_t tile, bf16* weights) {
-  const std::int64_t D = job.head_dim, T = job.tokens, first = tile * 16;
-  const std::int64_t rows = job.rows - first < M * 16 ? job.rows - first : M * 16;
-  const Span span = visible_span(job, first, rows);
-  if (span.begin >= span.end) {
-    for (std::int64_t r = first; r < first + rows; ++r) job.peak[r] = kMinusInfinity, job.mass[r] = 0.0f;
-    return;
-  }
-  const std::int64_t t0 = floor_to(span.begin, 32), t1 = ceil_to(span.end, 32), next = T / 32 * kTile;
-  float* scores = job.scores + first * T;
-  const TileRun q{job.q_tiles + first * D, kTile, 64, 16 * D};
-  for (std::int64_t t = t0; t < t1; t += 32) {
-    const TileRun keys{static_cast<const bf16*>(job.keys) + 2 * t, 32 * T, 4 * T, 32};
-    multiply<M, 2>(q, keys, D / 32);
-    store_tiles<M, 2>(scores + t, T, M * 16);
-  }
-  softmax_tiles(job, first, rows, M * 16, scores, {t0, t1}, weights);
-  const TileRun p{weights, kTile, 64, next};
-  for (std::int64_t d = 0; d < D; d += 32) {
-    const TileRun values{static_cast<const bf16*>(job.values) + t0 * D + 2 * d, 32 * D, 4 * D, 32};
-    multiply<M, 2>(p, values, (t1 - t0) / 32);
-    store_tiles<M, 2>(job.acc + first * D + d, D, rows);
-  }
+// The softmax of one unit with all steps of `products` spread over its rows.
+template <bool Whole>
+inline void softmax_beside(const Unit& unit, Products& products) {
+  const std::int64_t rows = unit.scores.rows, steps = products.steps();
+  std::int64_t due = 0;
+  softmax_rows<Whole>(unit.scores, [&] {
+    for (due += steps; due >= rows; due -= rows) products.step();
+  });
 }
 
-inline void attend_page_tiles(const PageJob& job) {
-  if (job.head_dim % 32 != 0 || job.tokens % 32 != 0 || job.rows < kTileThreshold)
-    return attend_page<DotBf16>(job);
-  thread_local Scratch scratch;
-  bf16* weights = scratch.reserve<bf16>(static_cast<std::size_t>(32 * job.tokens));
+// A pipeline of three units: while one is in its softmax, the tile unit multiplies the one before and the one
+// after. Two buffers of scores suffice, since the weights of the first are read before the scores of the third
+// are written.
+inline void walk_tiles(const WalkJob& job) {
   const TileScope tiles;
-  const std::int64_t count = ceil_to(job.rows, 16) / 16;
-  std::int64_t tile = 0;
-  for (; tile + 2 <= count; tile += 2) attend_tiles<2>(job, tile, weights);
-  if (tile < count) attend_tiles<1>(job, tile, weights);
+  Units units(job);
+  Products products(job);
+  Unit slots[3];
+  Unit *weighed = nullptr, *current = nullptr;
+  const std::int64_t buffer = kUnitRows * job.tokens;
+  for (std::int64_t i = 0;; ++i) {
+    Unit* next = units.next(slots[i % 3], job.scores + i % 2 * buffer) ? &slots[i % 3] : nullptr;
+    if (next == nullptr && current == nullptr && weighed == nullptr) return;
+    products.begin(weighed, next);
+    if (current != nullptr) current->whole ? softmax_beside<true>(*current, products) : softmax_beside<false>(*current, products);
+    while (products.step()) {
+    }
+    if (weighed != nullptr) take(job, *weighed);
+    weighed = current, current = next;
+  }
 }
 
 }  // namespace

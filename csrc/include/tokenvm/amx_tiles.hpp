@@ -29,6 +29,23 @@ class TileScope {
   TileScope& operator=(const TileScope&) = delete;
 };
 
+// The intrinsics want the number of a register spelled out; these take it as a template argument.
+template <int Register>
+inline void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(Register));
+}
+
+template <int Sum, int Left, int Right>
+inline void add_product() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(Left), "i"(Right));
+}
+
+// `stride` in bytes.
+template <int Register>
+inline void store_whole_tile(float* out, std::int64_t stride) {
+  asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(Register), "r"(out), "r"(stride) : "memory");
+}
+
 // Tiles that follow one another along the summed dimension: `step` elements apart, rows `stride` bytes apart.
 // `next` elements lead to the neighbouring 16 rows (left operand) or 16 outputs (right operand).
 struct TileRun {

@@ -1,6 +1,6 @@
 // The table of inner kernels that each instruction set fills in. Drivers (linear.cpp, attention.cpp, ...)
 // check, cut the work into tasks and call through the active table; all tables compute the same bits
-// ("k32-1").
+// ("k32-2").
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,26 @@
 
 namespace tokenvm {
 
+namespace {
+
+// The tokens [begin, end) of a page; none if begin >= end.
+struct Span {
+  std::int64_t begin, end;
+};
+
+// What a row sees of a page of `tokens` tokens; `position` counts from the page's first token. `later`: the page
+// shows itself to rows of later pages alone.
+inline Span seen_tokens(std::int64_t position, std::int64_t window, std::int64_t tokens, bool later) {
+  if (later && position < tokens) return {0, 0};
+  const auto clamp = [tokens](std::int64_t t) { return t < 0 ? 0 : t < tokens ? t : tokens; };
+  return {window > 0 ? clamp(position - window + 1) : 0, clamp(position + 1)};
+}
+
+}  // namespace
+
 // Some query rows (row, head) against one kv head of one page.
 struct PageJob {
   const float* q;  // [rows][head_dim], the values of the KV dtype
-  const bf16*
-      q_tiles;  // bf16 parts: the same as [ceil(rows/16)][head_dim/32][16][32], rows past the last zero
   std::int64_t rows;
   const std::int32_t* begin;  // row r sees the tokens [begin[r], end[r]) of the page
   const std::int32_t* end;
@@ -30,6 +45,30 @@ struct PageJob {
   float* acc;     // out, [rows][head_dim]; unspecified for a row that sees nothing
   float* peak;    // out, [rows]; -inf for a row that sees nothing
   float* mass;    // out, [rows]
+};
+
+// Some query rows (row, head) against one kv head of consecutive pages of a sequence, bf16. head_dim and tokens
+// are multiples of 32.
+struct WalkJob {
+  const bf16* q_tiles;  // [ceil(rows/16)][head_dim/32][16][32], rows past the last zero
+  std::int64_t rows, head_dim, tokens;
+  const std::int64_t* position;  // [rows]
+  std::int64_t start;            // position of the first page's first token
+  std::int64_t window;           // 0: none
+  bool later;                    // rows see none of the page they stand in
+  float scale;
+  const std::uint64_t* parts;  // addresses of the pages' parts
+  std::int64_t head_bytes;     // from a part to the head's keys; the values follow those
+  std::int64_t page_count;
+  float* scores;    // scratch, [2][16][tokens], 64-byte aligned
+  float* page_acc;  // scratch, [16][head_dim]
+  // In position order the pages are folded into the rows' states acc [rows][head_dim], peak and mass [rows].
+  // With `partial` nothing is folded: row r of page p is written at p * partial_rows + r, if any row sees p.
+  float* acc;
+  float* peak;
+  float* mass;
+  bool partial;
+  std::int64_t partial_rows;
 };
 
 // Folds what one page gave for some rows into their states; a row that saw nothing (peak -inf) keeps its
@@ -56,7 +95,7 @@ struct CodeJob {
 
 // What becomes of the sums of a product: they are stored, or added to what is there; or the first half of the
 // outputs are gates g, the second half ups u, and silu(g) * u is stored.
-enum class Finish : int { kStore, kAdd, kSiluMul };
+enum class Epilogue : int { kStore, kAdd, kSiluMul };
 
 // The rows [row_begin, row_end) times the blocks of 16 outputs [block_begin, block_end) of a packed matrix.
 // kSiluMul: the outputs are a multiple of 32, and the blocks are those of the gates.
@@ -67,14 +106,13 @@ struct LinearJob {
   std::int64_t outputs;  // N
   std::int64_t row_begin, row_end;
   std::int64_t block_begin, block_end;
-  Finish finish;
+  Epilogue epilogue;
   bool narrow;  // kSiluMul: out is bf16, else fp32
   void* out;    // [total_rows][outputs], kSiluMul: [total_rows][outputs/2]
 };
 
 struct Kernels {
   const char* name;
-  bool wants_tiles;  // attention reads PageJob::q_tiles
 
   // Lays bf16 rows [row_begin, row_end) of x [total_rows][columns] out for linear_bf16. row_begin is a
   // multiple of 16.
@@ -85,6 +123,7 @@ struct Kernels {
 
   void (*attend_bf16)(const PageJob& job);
   void (*attend_fp32)(const PageJob& job);
+  void (*walk_bf16)(const WalkJob& job);  // null where pages are better attended one by one
   void (*fold)(const FoldJob& job);
   void (*quantise)(const CodeJob& job);    // raw to coded
   void (*dequantise)(const CodeJob& job);  // coded to raw

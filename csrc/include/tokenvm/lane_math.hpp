@@ -41,6 +41,17 @@ inline Lanes exp_lanes(Lanes x) {
   return keep_above(scale_exponent(y[0], part.shifted), x, kExpFloor);
 }
 
+constexpr float kLog2E = 0x1.715476p0f;
+
+// 2^x for x that is not much above 0, relative error below 1.1e-4; less than 2^-126 gives +0. The weights of a
+// bf16 softmax, which are rounded to 9 bits anyway. A minimax cubic through 2^0 = 1 and 2^1 = 2.
+inline Lanes exp2_lanes(Lanes x) {
+  const Lanes f = fraction(x);
+  Lanes y = fma(broadcast(float_of(0x3da04af5)), f, broadcast(float_of(0x3e67bd33)));
+  y = fma(y, f, broadcast(float_of(0x3f320754)));
+  return scale_by_floor(fma(y, f, broadcast(1.0f)), x);
+}
+
 inline float exp_one(float x) {
   float lanes[16];
   store(lanes, exp_lanes(broadcast(x)));

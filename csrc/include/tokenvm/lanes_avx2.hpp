@@ -69,6 +69,22 @@ inline __m256 scale_half(__m256 value, __m256 shifted) {
 inline Lanes scale_exponent(Lanes value, Lanes shifted) {
   return {scale_half(value.lo, shifted.lo), scale_half(value.hi, shifted.hi)};
 }
+inline __m256 fraction_half(__m256 x) {
+  const __m256 n = _mm256_floor_ps(x), nearest = _mm256_sub_ps(x, n);
+  const __m256 error = _mm256_sub_ps(x, _mm256_add_ps(nearest, n));
+  const __m256i above = _mm256_castps_si256(_mm256_cmp_ps(error, _mm256_setzero_ps(), _CMP_LT_OQ));  // 0 or -1
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(nearest), above));
+}
+inline Lanes fraction(Lanes x) { return {fraction_half(x.lo), fraction_half(x.hi)}; }
+inline __m256 scale_half_by_floor(__m256 value, __m256 x) {
+  const __m256 n = _mm256_floor_ps(_mm256_max_ps(x, _mm256_set1_ps(-200.0f)));
+  const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(227));
+  const __m256 power = _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+  return _mm256_mul_ps(_mm256_mul_ps(value, power), _mm256_set1_ps(0x1p-100f));
+}
+inline Lanes scale_by_floor(Lanes value, Lanes x) {
+  return {scale_half_by_floor(value.lo, x.lo), scale_half_by_floor(value.hi, x.hi)};
+}
 inline Lanes keep_above(Lanes value, Lanes x, float limit) {
   const __m256 bound = _mm256_set1_ps(limit);
   return {_mm256_and_ps(_mm256_cmp_ps(x.lo, bound, _CMP_GT_OQ), value.lo),

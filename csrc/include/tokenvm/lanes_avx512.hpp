@@ -54,6 +54,8 @@ inline Lanes scale_exponent(Lanes value, Lanes shifted) {
   const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
   return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(value.v), exponent))};
 }
+inline Lanes fraction(Lanes x) { return {_mm512_reduce_ps(x.v, 0x09)}; }
+inline Lanes scale_by_floor(Lanes value, Lanes x) { return {_mm512_scalef_ps(value.v, x.v)}; }
 inline Lanes keep_above(Lanes value, Lanes x, float limit) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_GT_OQ), value.v)};
 }

@@ -68,6 +68,24 @@ inline void store_bf16(bf16* p, const Lanes& a) {
 inline Lanes scale_exponent(const Lanes& value, const Lanes& shifted) {
   return each([&](int i) { return float_of(bits_of(value.f[i]) + (bits_of(shifted.f[i]) << 23)); });
 }
+// x - floor(x) rounded down, as VREDUCEPS does it. The nearest float, one less if that is above: its error is
+// itself a float (Dekker's fast two-sum).
+inline Lanes fraction(const Lanes& x) {
+  return each([&](int i) {
+    const float n = __builtin_floorf(x.f[i]), nearest = x.f[i] - n;
+    const float error = x.f[i] - (nearest + n);
+    return float_of(bits_of(nearest) - (error < 0.0f ? 1u : 0u));
+  });
+}
+// value * 2^floor(x) for a value in [1, 2] and x < 100; +0 where that is no normal number. Two factors, since
+// 2^floor(x) itself may be too small.
+inline Lanes scale_by_floor(const Lanes& value, const Lanes& x) {
+  return each([&](int i) {
+    const float n = __builtin_floorf(x.f[i] > -200.0f ? x.f[i] : -200.0f);
+    const std::uint32_t exponent = static_cast<std::uint32_t>(static_cast<std::int32_t>(n) + 227) << 23;
+    return value.f[i] * float_of(exponent) * 0x1p-100f;
+  });
+}
 // value where x > limit, +0 elsewhere.
 inline Lanes keep_above(const Lanes& value, const Lanes& x, float limit) {
   return each([&](int i) { return x.f[i] > limit ? value.f[i] : 0.0f; });

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenvm.errors import BuildError
 
-NUMERICS_ID = "k32-1"
+NUMERICS_ID = "k32-2"
 """Names the arithmetic of all kernels: every instruction set computes these bits."""
 
 

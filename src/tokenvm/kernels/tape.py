@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from tokenvm.kernels import checks
@@ -23,21 +25,23 @@ class Tape:
 
     def linear(self, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> None:
         """Record out = x @ w.T: x [capacity, K] in the weight's dtype, out float32 [capacity, N]."""
-        self._native.linear(*self._product(x, w), self._rows("out", out, w.rows, torch.float32))
+        self._product(self._native.linear, x, w, out, w.rows, torch.float32)
 
     def linear_add(self, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> None:
         """Record out += x @ w.T: x [capacity, K] in the weight's dtype, out float32 [capacity, N]."""
-        self._native.linear_add(*self._product(x, w), self._rows("out", out, w.rows, torch.float32))
+        self._product(self._native.linear_add, x, w, out, w.rows, torch.float32)
 
     def linear_silu_mul(self, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> None:
-        """Record out = silu(x @ g.T) * (x @ u.T), w holding g, then u: x [capacity, K], out [capacity, N/2]."""
+        """Record out = silu(x @ g.T) * (x @ u.T), w holding the rows of g, then u; out [capacity, N/2].
+
+        x and out have the weight's dtype.
+        """
         if w.rows % 2:
             raise ValueError(f"w must hold as many gates as ups, not {w.rows} rows in all")
-        target = self._rows("out", out, w.rows // 2, out.dtype)
-        self._native.linear_silu_mul(*self._product(x, w), target, checks.narrow(out.dtype, "out's dtype"))
+        self._product(self._native.linear_silu_mul, x, w, out, w.rows // 2, w.dtype)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
-        """Record out = rms_norm(x) * weight: x float32 [capacity, H], weight float32 [H], out [capacity, H]."""
+        """Record out = rms_norm(x) * weight: x float32 [capacity, H], weight float32 [H]."""
         width = checks.dimensions("x", x, 2)[1]
         self._native.rms_norm(
             self._rows("x", x, width, torch.float32),
@@ -55,12 +59,26 @@ class Tape:
             raise ValueError(f"{rows} rows do not fit buffers of {self.capacity}")
         self._native.play(rows)
 
+    def _product(
+        self,
+        record: Callable[[bool, int, int, int, int, int], None],
+        x: torch.Tensor,
+        w: PackedMatrix,
+        out: torch.Tensor,
+        columns: int,
+        dtype: torch.dtype,
+    ) -> None:
+        record(
+            w.dtype is torch.bfloat16,
+            self._rows("x", x, w.columns, w.dtype),
+            w.storage.data_ptr(),
+            w.rows,
+            w.columns,
+            self._rows("out", out, columns, dtype),
+        )
+        self._kept.append(w)
+
     def _rows(self, name: str, value: torch.Tensor, width: int, dtype: torch.dtype) -> int:
         address = checks.tensor(name, value, (self.capacity, width), dtype)
         self._kept.append(value)
         return address
-
-    def _product(self, x: torch.Tensor, w: PackedMatrix) -> tuple[bool, int, int, int, int]:
-        self._kept.append(w)
-        source = self._rows("x", x, w.columns, w.dtype)
-        return w.dtype is torch.bfloat16, source, w.storage.data_ptr(), w.rows, w.columns

@@ -17,7 +17,7 @@ from tokenvm.models.spec import ModelSpec
 class Activations:
     """Buffers of one forward pass, each with a row per token.
 
-    `hidden` is the residual stream (fp32 [M, hidden]) and `qkv` a matrix output (fp32). `normed`, `attended`, `gated`
+    `hidden` is the residual stream, fp32 [M, hidden], and `qkv` a matrix output in fp32; `normed`, `attended`, `gated`
     are matrix inputs in the weight dtype.
     """
 
@@ -42,8 +42,6 @@ class Activations:
     def bytes_per_row(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes that each further token adds."""
         fp32 = spec.hidden + spec.attention.qkv_rows
-        if spec.mlp.intermediate % 16:  # then the product of gate and up is not taken while they are computed
-            fp32 += 2 * spec.mlp.intermediate
         return 4 * fp32 + dtype.itemsize * (spec.hidden + spec.attention.out_columns + spec.mlp.intermediate)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from tokenvm.errors import ConfigError
-from tokenvm.kernels.arena import Arena
 from tokenvm.kernels.linear import PackedMatrix, pack
+from tokenvm.kernels.weight_memory import WeightMemory
 from tokenvm.models.context import EndWeights, LayerWeights
 from tokenvm.models.registry import Family, load_spec
 from tokenvm.models.spec import ModelSpec
@@ -55,40 +55,44 @@ def load_model(folder: Path, dtype: str = "auto") -> LoadedModel:
     """
     target = resolve_dtype(dtype)
     spec, family = load_spec(folder)
-    arena = Arena()
+    memory = WeightMemory()
     with Checkpoint(folder) as checkpoint:
         checkpoint.check(family.tensor_shapes(spec), lambda name: family.is_ignorable(name, spec))
-        layers = tuple(_layer(checkpoint, arena, family, layer, target) for layer in range(spec.layers))
-        return LoadedModel(spec, ModelWeights(target, layers, _ends(checkpoint, arena, family, spec, target)))
+        layers = tuple(_layer(checkpoint, memory, family, layer, target) for layer in range(spec.layers))
+        return LoadedModel(
+            spec, ModelWeights(target, layers, _ends(checkpoint, memory, family, spec, target))
+        )
 
 
 def _layer(
-    checkpoint: Checkpoint, arena: Arena, family: Family, layer: int, dtype: torch.dtype
+    checkpoint: Checkpoint, memory: WeightMemory, family: Family, layer: int, dtype: torch.dtype
 ) -> LayerWeights:
     names = family.layer_tensors(layer)
     return LayerWeights(
         attn_norm=_vector(checkpoint, names.attn_norm),
-        qkv=_matrix(checkpoint, arena, names.qkv, dtype),
-        o=_matrix(checkpoint, arena, (names.o,), dtype),
+        qkv=_matrix(checkpoint, memory, names.qkv, dtype),
+        o=_matrix(checkpoint, memory, (names.o,), dtype),
         mlp_norm=_vector(checkpoint, names.mlp_norm),
-        gate_up=_matrix(checkpoint, arena, names.gate_up, dtype),
-        down=_matrix(checkpoint, arena, (names.down,), dtype),
+        gate_up=_matrix(checkpoint, memory, names.gate_up, dtype),
+        down=_matrix(checkpoint, memory, (names.down,), dtype),
     )
 
 
 def _ends(
-    checkpoint: Checkpoint, arena: Arena, family: Family, spec: ModelSpec, dtype: torch.dtype
+    checkpoint: Checkpoint, memory: WeightMemory, family: Family, spec: ModelSpec, dtype: torch.dtype
 ) -> EndWeights:
     names = family.end_tensors(spec)
-    embedding = _matrix(checkpoint, arena, (names.embedding,), dtype)
+    embedding = _matrix(checkpoint, memory, (names.embedding,), dtype)
     tied = names.lm_head == names.embedding
-    lm_head = embedding if tied else _matrix(checkpoint, arena, (names.lm_head,), dtype)
+    lm_head = embedding if tied else _matrix(checkpoint, memory, (names.lm_head,), dtype)
     return EndWeights(embedding, _vector(checkpoint, names.final_norm), lm_head)
 
 
-def _matrix(checkpoint: Checkpoint, arena: Arena, names: tuple[str, ...], dtype: torch.dtype) -> PackedMatrix:
+def _matrix(
+    checkpoint: Checkpoint, memory: WeightMemory, names: tuple[str, ...], dtype: torch.dtype
+) -> PackedMatrix:
     parts = [checkpoint.read(name).to(dtype) for name in names]
-    return pack(parts[0].contiguous() if len(parts) == 1 else torch.cat(parts), arena)
+    return pack(parts[0].contiguous() if len(parts) == 1 else torch.cat(parts), memory)
 
 
 def _vector(checkpoint: Checkpoint, name: str) -> torch.Tensor:

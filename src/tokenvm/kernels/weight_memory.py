@@ -11,11 +11,11 @@ _ALIGNMENT_BYTES = 64
 _HUGE_PAGE_BYTES = 2 << 20
 
 
-class Arena:
+class WeightMemory:
     """Bytes taken one after another, never given back singly: what is read in order lies in order.
 
     Memory comes from the system in stretches of `stretch_bytes`, each from a multiple of 2 MiB on; what is not written
-    takes none. It is returned when the arena and every tensor taken from it are gone.
+    takes none. It is returned when it and every tensor taken from it are gone.
     """
 
     def __init__(self, stretch_bytes: int = 64 << 20) -> None:
