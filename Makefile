@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard CMakeLists.txt csrc/*.cmake csrc/include/tokenvm/*.hpp csrc/src/*.cpp pyproject.toml)
 
-.PHONY: all build run test tiny format lint clean clean-all verify
+.PHONY: all build run test tiny format lint clean clean-all verify benchmark
 
 all: build lint test
 
@@ -39,6 +39,9 @@ tiny: build $(VENV)/.dev-installed
 
 verify: build $(VENV)/.dev-installed
 	$(BIN)/tokenvm verify --full
+
+benchmark: build $(VENV)/.dev-installed
+	scripts/benchmark
 
 format: $(VENV)/.dev-installed
 	$(BIN)/ruff format .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import MIN_RING_PARTS, RING_SHARE, Needs, plan_budget
 from tokenvm.engine.engine import Engine
-from tokenvm.engine.launch import Settings, build_engine
+from tokenvm.engine.launch import Settings, build_engine, needs_of
 from tokenvm.kernels.linear import PackedMatrix, pack
 from tokenvm.memory.backend import DeviceBackend
 from tokenvm.models.context import EndWeights, LayerWeights
@@ -74,22 +74,28 @@ def tiny_model(dtype: torch.dtype = torch.bfloat16, layers: int = 3) -> LoadedMo
     return LoadedModel(spec, ModelWeights(dtype, blocks, ends))
 
 
-def page_bytes(model: LoadedModel) -> int:
+def needs(model: LoadedModel, kv_cache_dtype: str = "auto") -> Needs:
+    """What a tiny model asks for when nothing but pages counts."""
+    memory = MemoryConfig(block_tokens=BLOCK_TOKENS, kv_cache_dtype=kv_cache_dtype)
+    asked, _ = needs_of(model, Settings(memory, Path("unused")))
+    return replace(asked, weight_bytes=0, workspace_bytes=0, wanted_pages=1 << 20)
+
+
+def page_bytes(model: LoadedModel, kv_cache_dtype: str = "auto") -> int:
     """Bytes of one page of a tiny model."""
-    return model.spec.page_bytes(BLOCK_TOKENS, model.weights.dtype)
+    return needs(model, kv_cache_dtype).page_bytes
 
 
-def kv_limit_for(model: LoadedModel, pages: int) -> int:
+def kv_limit_for(model: LoadedModel, pages: int, kv_cache_dtype: str = "auto") -> int:
     """The smallest kv_limit that gives the device exactly `pages` slots beside the ring."""
-    page = page_bytes(model)
-    part = page // model.spec.layers
-    needs = Needs(page, part, 0, 0, wanted_pages=1 << 20)
+    asked = needs(model, kv_cache_dtype)
+    page, part = asked.page_bytes, asked.part_bytes
     first = pages * page + MIN_RING_PARTS * part
     last = first * RING_SHARE // (RING_SHARE - 1) + part
     fits = (
         limit
         for limit in range(first, last + part, part)
-        if plan_budget(MemoryConfig(kv_limit=limit), needs, 0, 1 << 40).device_slots == pages
+        if plan_budget(MemoryConfig(kv_limit=limit), asked, 0, 1 << 40).device_slots == pages
     )
     return next(fits)
 
@@ -116,12 +122,14 @@ def running(
     max_num_seqs: int = 4,
     max_tokens_per_forward: int = 64,
     threads: int = 1,
+    kv_cache_dtype: str = "auto",
     **memory: object,
 ) -> Iterator[Engine]:
     """An engine with poisoned free slots, whose laws are checked at the end; no `device_pages`: room for all."""
-    page = page_bytes(model)
+    page = page_bytes(model, kv_cache_dtype)
     limits = {
-        "kv_limit": kv_limit_for(model, device_pages) if device_pages else "auto",
+        "kv_cache_dtype": kv_cache_dtype,
+        "kv_limit": kv_limit_for(model, device_pages, kv_cache_dtype) if device_pages else "auto",
         "host_memory": host_pages * page,
         "nvme_limit": disk_pages * page if device_pages else 0,
         "block_tokens": BLOCK_TOKENS,
@@ -218,7 +226,13 @@ def used_slots(engine: Engine) -> list[int]:
 
 
 def assert_spilled(
-    engine: Engine, model: LoadedModel, device_pages: int, *, host: bool = False, disk: bool = True
+    engine: Engine,
+    model: LoadedModel,
+    device_pages: int,
+    *,
+    host: bool = False,
+    disk: bool = True,
+    kv_cache_dtype: str = "auto",
 ) -> None:
     """Pages were streamed from the tiers that are meant, and the device never held more than its limit."""
     stats = engine.stats()
@@ -227,4 +241,4 @@ def assert_spilled(
     assert (stats["moved_bytes"]["h2d"] > 0) == host
     assert engine.kvcache.vm.ledger.capacity(Tier.DEVICE) == device_pages
     held = stats["tiers"]["device"]["high_water_bytes"] + stats["ring_bytes"]
-    assert held <= kv_limit_for(model, device_pages)
+    assert held <= kv_limit_for(model, device_pages, kv_cache_dtype)

@@ -10,6 +10,7 @@
 #include "tokenvm/linear.hpp"
 #include "tokenvm/norm.hpp"
 #include "tokenvm/paging.hpp"
+#include "tokenvm/quantise.hpp"
 #include "tokenvm/team.hpp"
 
 namespace nb = nanobind;
@@ -23,6 +24,11 @@ namespace {
 template <class T>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+KvFormat kv_format_of(Int format) {
+  if (format < 0 || format > 2) throw nb::value_error("a KV format is 0 (raw), 1 (int8) or 2 (fp8)");
+  return static_cast<KvFormat>(format);
 }
 
 PackFormat format_of(bool narrow) { return narrow ? PackFormat::kBf16 : PackFormat::kFp32; }
@@ -60,6 +66,18 @@ void bind_linear(nb::module_& m) {
       },
       NoGil());
   m.def(
+      "linear_add",
+      [](bool narrow, Address x, Int rows, Address packed, Int n, Int k, Address out) {
+        linear_add(format_of(narrow), at<void>(x), rows, at<void>(packed), n, k, at<float>(out));
+      },
+      NoGil());
+  m.def(
+      "linear_silu_mul",
+      [](bool narrow, Address x, Int rows, Address packed, Int n, Int k, Address out, bool narrow_out) {
+        linear_silu_mul(format_of(narrow), at<void>(x), rows, at<void>(packed), n, k, at<void>(out), narrow_out);
+      },
+      NoGil());
+  m.def(
       "gather_rows",
       [](bool narrow, Address packed, Int n, Int k, Address ids, Int count, Address out) {
         gather_rows(format_of(narrow), at<void>(packed), n, k, at<Int>(ids), count, at<float>(out));
@@ -82,6 +100,12 @@ void bind_rowwise(nb::module_& m) {
       NoGil());
   m.def(
       "cast_bf16", [](Address x, Int count, Address out) { cast_bf16(at<float>(x), count, at<bf16>(out)); },
+      NoGil());
+  m.def(
+      "reset_state",
+      [](Address acc, Address peak, Address mass, Int rows, Int head_dim) {
+        reset_state(at<float>(acc), at<float>(peak), at<float>(mass), rows, head_dim);
+      },
       NoGil());
   m.def(
       "finish_state",
@@ -127,18 +151,35 @@ void bind_paging(nb::module_& m) {
       NoGil());
 }
 
+void bind_quantise(nb::module_& m) {
+  m.def(
+      "quantise",
+      [](Address sources, Address targets, Int count, Int kv_heads, Int head_dim, Int tokens, bool narrow,
+         Int format) {
+        quantise(at<std::uint64_t>(sources), at<std::uint64_t>(targets), count,
+                 {kv_heads, head_dim, tokens, narrow, kv_format_of(format)});
+      },
+      NoGil());
+  m.def(
+      "dequantise",
+      [](Address part, Int kv_heads, Int head_dim, Int tokens, bool narrow, Int format, Address raw) {
+        dequantise(at<void>(part), {kv_heads, head_dim, tokens, narrow, kv_format_of(format)}, at<void>(raw));
+      },
+      NoGil());
+}
+
 void bind_attention(nb::module_& m) {
   m.def(
       "attend",
       [](Address acc, Address peak, Address mass, Address q, Address position, Int rows, Int q_heads,
          Int kv_heads, Int head_dim, Int tokens, bool narrow, Address segments, Address first_page,
-         Int segment_count, Address parts, Int part_count, float scale, Int window) {
+         Int segment_count, Address parts, Int part_count, float scale, Int window, Int format) {
         attend({.state = {at<float>(acc), at<float>(peak), at<float>(mass)},
                 .q = at<void>(q),
                 .position = at<Int>(position),
                 .rows = rows,
                 .q_heads = q_heads,
-                .shape = {kv_heads, head_dim, tokens, narrow},
+                .shape = {kv_heads, head_dim, tokens, narrow, kv_format_of(format)},
                 .segments = at<Segment>(segments),
                 .first_page = at<std::int32_t>(first_page),
                 .segment_count = segment_count,
@@ -161,5 +202,6 @@ void bind_kernels(nb::module_& m) {
   bind_linear(m);
   bind_rowwise(m);
   bind_paging(m);
+  bind_quantise(m);
   bind_attention(m);
 }

@@ -15,7 +15,7 @@ namespace {
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("fma");
+         __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi");
 }
 
 // CPUID leaf 7: EDX bit 22 is AMX-BF16, bit 24 AMX-TILE. Linux hands the tile registers to a process that
@@ -39,7 +39,7 @@ std::vector<const Kernels*> find_kernels() {
 #if defined(__x86_64__)
   if (has_amx()) found.push_back(&amx_kernels());
   if (has_avx512()) found.push_back(&avx512_kernels());
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels());
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi")) found.push_back(&avx2_kernels());
 #endif
   found.push_back(&portable_kernels());
   return found;

@@ -3,10 +3,14 @@
 // The lanes come first.
 #include "tokenvm/lane_math.hpp"
 // Then what is built on them.
+#include "tokenvm/code_lanes.hpp"
 #include "tokenvm/dot.hpp"
 #include "tokenvm/lane_attention.hpp"
-#include "tokenvm/lane_linear.hpp"
+#include "tokenvm/lane_bitpack.hpp"
+#include "tokenvm/lane_quantise.hpp"
 #include "tokenvm/lane_rowwise.hpp"
+#include "tokenvm/lane_finish.hpp"
+#include "tokenvm/lane_linear.hpp"
 // And what the tile unit does better.
 #include "tokenvm/amx_attention.hpp"
 #include "tokenvm/amx_linear.hpp"
@@ -22,11 +26,15 @@ const Kernels& amx_kernels() {
                                  .attend_fp32 = attend_page<DotFp32>,
                                  .walk_bf16 = walk_tiles,
                                  .fold = fold,
+                                 .quantise = quantise_head,
+                                 .dequantise = dequantise_head,
                                  .finish = finish,
                                  .rms_norm = rms_norm,
                                  .silu_mul = silu_mul,
                                  .cast = cast_row,
-                                 .rope = rope};
+                                 .rope = rope,
+                                 .bitpack_encode = bitpack_encode_lanes,
+                                 .bitpack_decode = bitpack_decode_lanes};
   return table;
 }
 

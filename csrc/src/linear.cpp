@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "tokenvm/kernels.hpp"
+#include "tokenvm/norm.hpp"
 #include "tokenvm/scratch.hpp"
 #include "tokenvm/team.hpp"
 
@@ -43,25 +44,31 @@ void pack_block_fp32(const float* weight, std::int64_t outputs, std::int64_t col
     for (std::int64_t n = 0; n < valid; ++n) out[k * 16 + n] = weight[(first + n) * columns + k];
 }
 
-// Rows and outputs of one task. Few rows: a task is some blocks of outputs against all rows, so that every
-// weight is read once. Many rows: panels that stay in the second-level cache against stretches of rows.
+// Rows and blocks of outputs of one task: some blocks against a panel of rows that stays in the second-level
+// cache, so that a weight is read once for a whole panel.
 struct Cut {
   std::int64_t rows, blocks;
 };
 
-Cut cut(std::int64_t rows, std::int64_t blocks) {
-  if (rows > 64) return {128, 8};
+constexpr std::int64_t kPanelRows = 256, kPanelBytes = 1 << 20;
+
+Cut cut(std::int64_t rows, std::int64_t columns, std::int64_t blocks) {
   const std::int64_t tasks = static_cast<std::int64_t>(team_size()) * 8;
-  return {std::max<std::int64_t>(rows, 1), std::clamp<std::int64_t>(blocks / tasks, 2, 8)};
+  const std::int64_t most = std::clamp<std::int64_t>(floor_to(kPanelBytes / (columns * 2), 32), 32, kPanelRows);
+  std::int64_t panels = ceil_to(rows, most) / most;
+  while (panels * blocks / 2 < tasks && rows / panels > 64) ++panels;
+  const std::int64_t stretch = std::clamp<std::int64_t>(floor_to(blocks / tasks, 2), 2, 8);
+  return {ceil_to(ceil_to(rows, panels) / panels, 32), rows > 128 ? 2 : stretch};
 }
 
 void run_linear(void (*kernel)(const LinearJob&), const LinearJob& whole, std::int64_t rows) {
-  const std::int64_t blocks = ceil_to(whole.outputs, 16) / 16;
-  const Cut size = cut(rows, blocks);
+  const std::int64_t gates = whole.finish == Finish::kSiluMul ? 2 : 1;
+  const std::int64_t blocks = ceil_to(whole.outputs / gates, 16) / 16;
+  const Cut size = cut(rows, whole.columns, blocks);
   const std::int64_t row_tasks = ceil_to(rows, size.rows) / size.rows;
   const std::int64_t block_tasks = ceil_to(blocks, size.blocks) / size.blocks;
   parallel_for(static_cast<std::size_t>(row_tasks * block_tasks), [&](std::size_t task) {
-    const std::int64_t t = static_cast<std::int64_t>(task), row = t % row_tasks, block = t / row_tasks;
+    const std::int64_t t = static_cast<std::int64_t>(task), row = t / block_tasks, block = t % block_tasks;
     LinearJob job = whole;
     job.row_begin = row * size.rows, job.row_end = std::min(rows, job.row_begin + size.rows);
     job.block_begin = block * size.blocks, job.block_end = std::min(blocks, job.block_begin + size.blocks);
@@ -101,14 +108,36 @@ void pack(PackFormat format, const void* weight, std::int64_t outputs, std::int6
   });
 }
 
+namespace {
+
+void multiply_rows(PackFormat format, LinearJob job, std::int64_t rows) {
+  if (rows == 0 || job.outputs == 0) return;
+  const Kernels& table = kernels();
+  if (format == PackFormat::kFp32) return run_linear(table.linear_fp32, job, rows);
+  job.rows = prepare(table, static_cast<const bf16*>(job.rows), rows, job.columns);
+  run_linear(table.linear_bf16, job, rows);
+}
+
+}  // namespace
+
 void linear(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
             std::int64_t columns, float* out) {
-  if (rows == 0 || outputs == 0) return;
-  const Kernels& table = kernels();
-  LinearJob job{x, packed, columns, outputs, 0, 0, 0, 0, out};
-  if (format == PackFormat::kFp32) return run_linear(table.linear_fp32, job, rows);
-  job.rows = prepare(table, static_cast<const bf16*>(x), rows, columns);
-  run_linear(table.linear_bf16, job, rows);
+  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Finish::kStore, false, out}, rows);
+}
+
+void linear_add(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
+                std::int64_t columns, float* out) {
+  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Finish::kAdd, false, out}, rows);
+}
+
+void linear_silu_mul(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
+                     std::int64_t columns, void* out, bool narrow) {
+  if (outputs % 32 == 0)
+    return multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Finish::kSiluMul, narrow, out}, rows);
+  thread_local Scratch scratch;
+  float* gate_up = scratch.reserve<float>(static_cast<std::size_t>(rows * outputs));
+  linear(format, x, rows, packed, outputs, columns, gate_up);
+  silu_mul(gate_up, rows, outputs / 2, out, narrow);
 }
 
 void gather_rows(PackFormat format, const void* packed, std::int64_t outputs, std::int64_t columns,

@@ -51,11 +51,20 @@ void cast_bf16(const float* x, std::int64_t count, std::uint16_t* out) {
   });
 }
 
+void reset_state(float* acc, float* peak, float* mass, std::int64_t rows, std::int64_t head_dim) {
+  for_rows(rows, head_dim, [&](std::int64_t row) {
+    std::fill(acc + row * head_dim, acc + (row + 1) * head_dim, 0.0f);
+    peak[row] = -INFINITY;
+    mass[row] = 0.0f;
+  });
+}
+
 void finish_state(const float* acc, const float* peak, const float* mass, std::int64_t rows,
                   std::int64_t head_dim, void* out, bool narrow, float* lse) {
   const Kernels& table = kernels();
   for_rows(rows, head_dim, [&](std::int64_t row) {
     table.finish(acc + row * head_dim, mass[row], head_dim, at(out, row * head_dim, narrow), narrow);
+    if (lse == nullptr) return;
     const bool empty = !(mass[row] > 0.0f);
     lse[row] = empty ? -INFINITY : static_cast<float>(peak[row] + std::log(static_cast<double>(mass[row])));
   });

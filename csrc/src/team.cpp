@@ -42,12 +42,15 @@ int usable_cpus() {
   return 1;
 }
 
-// One job at a time. `remaining_` is the claim counter: a thread owns task `tasks_ - r` once it has lowered
-// the counter from r to r - 1, and only then reads the job's fields, which the caller may not change before
-// that task is done. So a worker that wakes late never delays the caller and never sees a stale job.
+// One job at a time. Its tasks are cut into as many ranges as there are threads; a thread takes the tasks of its
+// own range in order, then helps with the others'. So from call to call the same thread meets the same rows, and
+// memory is read in long stretches; and a thread that is held up delays nobody. `left` of a range is its claim
+// counter: a thread owns task `end - r` once it has lowered the counter from r to r - 1, and only then reads the
+// job's fields, which the caller may not change before that task is done. So a worker that wakes late never
+// delays the caller and never sees a stale job.
 class Team {
  public:
-  explicit Team(int threads) : size_(threads) {}
+  explicit Team(int threads) : size_(threads), ranges_(static_cast<std::size_t>(threads)) {}
   ~Team() { stop(); }
 
   int size() const { return size_.load(std::memory_order_relaxed); }
@@ -56,6 +59,7 @@ class Team {
     const std::lock_guard<std::mutex> lock(busy_);
     stop();
     size_ = threads;
+    ranges_ = std::vector<Range>(static_cast<std::size_t>(threads));
   }
 
   void run(std::size_t tasks, TaskFunction fn, void* context) {
@@ -68,17 +72,18 @@ class Team {
     start();
     fn_ = fn, context_ = context, tasks_ = static_cast<std::int64_t>(tasks);
     done_.store(0, std::memory_order_relaxed);
-    remaining_.store(tasks_, std::memory_order_release);
+    for (std::size_t i = 0; i < ranges_.size(); ++i)
+      ranges_[i].left.store(end_of(i) - (i == 0 ? 0 : end_of(i - 1)), std::memory_order_release);
     signal_.fetch_add(1, std::memory_order_release);
     signal_.notify_all();
-    drain();
+    drain(0);
     for (int seen; (seen = done_.load(std::memory_order_acquire)) != static_cast<int>(tasks);)
       wait_while(done_, seen);
   }
 
  private:
   void start() {
-    while (static_cast<int>(workers_.size()) < size() - 1) workers_.emplace_back([this] { work(); });
+    while (static_cast<int>(workers_.size()) < size() - 1) workers_.emplace_back([this, own = workers_.size() + 1] { work(own); });
   }
 
   void stop() {
@@ -90,26 +95,43 @@ class Team {
     stopping_.store(false, std::memory_order_release);
   }
 
-  void work() {
+  void work(std::size_t own) {
     while (true) {
       const int seen = signal_.load(std::memory_order_acquire);
       if (stopping_.load(std::memory_order_acquire)) return;
-      drain();
+      drain(own);
       wait_while(signal_, seen);
     }
   }
 
-  void drain() {
-    const FlushScope flush;
-    std::int64_t left = remaining_.load(std::memory_order_acquire);
-    while (left > 0) {
-      if (!remaining_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel)) continue;
-      const int tasks = static_cast<int>(tasks_);
-      fn_(context_, static_cast<std::size_t>(tasks_ - left));
-      if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == tasks) done_.notify_all();
-      left = remaining_.load(std::memory_order_acquire);
-    }
+  // The task after the last one of a range.
+  std::int64_t end_of(std::size_t range) const {
+    return tasks_ * static_cast<std::int64_t>(range + 1) / static_cast<std::int64_t>(ranges_.size());
   }
+
+  void drain(std::size_t own) {
+    const FlushScope flush;
+    for (std::size_t i = 0; i < ranges_.size(); ++i) drain_range((own + i) % ranges_.size());
+  }
+
+  void drain_range(std::size_t range) {
+    std::atomic<std::int64_t>& left = ranges_[range].left;
+    int finished = 0;
+    std::int64_t seen = left.load(std::memory_order_acquire);
+    while (seen > 0) {
+      if (!left.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel)) continue;
+      fn_(context_, static_cast<std::size_t>(end_of(range) - seen));
+      ++finished;
+      seen = left.load(std::memory_order_acquire);
+    }
+    if (finished == 0) return;
+    const int tasks = static_cast<int>(tasks_);
+    if (done_.fetch_add(finished, std::memory_order_acq_rel) + finished == tasks) done_.notify_all();
+  }
+
+  struct alignas(64) Range {
+    std::atomic<std::int64_t> left{0};
+  };
 
   std::mutex busy_;
   std::atomic<int> size_;
@@ -117,7 +139,7 @@ class Team {
   TaskFunction fn_ = nullptr;
   void* context_ = nullptr;
   std::int64_t tasks_ = 0;
-  alignas(64) std::atomic<std::int64_t> remaining_{0};
+  std::vector<Range> ranges_;
   alignas(64) std::atomic<int> done_{0};
   alignas(64) std::atomic<int> signal_{0};
   std::atomic<bool> stopping_{false};

@@ -6,12 +6,26 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tokenvm import __version__
-from tokenvm.config import Resolved, config_path, read_config_file, resolve
+from tokenvm.cli_bench import bench
+from tokenvm.cli_options import (
+    BlockTokens,
+    Dtype,
+    HostMemory,
+    Json,
+    KvCacheDtype,
+    KvLimit,
+    Model,
+    NvmeLimit,
+    NvmePath,
+    Threads,
+    check_fraction,
+    merged_memory,
+)
 from tokenvm.errors import ConfigError, TokenVMError
 
 app = typer.Typer(
@@ -21,22 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-bench = typer.Typer(help="Measurements: a card for people, one JSON line for machines.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 _INTERRUPTED = 130
-
-Model = Annotated[str, typer.Option(help="A built-in name (smollm2), a Hugging Face folder or a .gguf file.")]
-KvLimit = Annotated[str | None, typer.Option(help='Memory for KV pages, such as "64MB".')]
-HostMemory = Annotated[str | None, typer.Option(help="Memory of the host tier; 0 switches it off.")]
-NvmePath = Annotated[Path | None, typer.Option(help="Folder for pages on disk.")]
-NvmeLimit = Annotated[str | None, typer.Option(help="Disk space for pages; 0 switches the tier off.")]
-BlockTokens = Annotated[str | None, typer.Option(help="Tokens a page: auto or 16 to 256.")]
-Threads = Annotated[
-    int | None, typer.Option(help="Compute threads; by default every core this process may use.")
-]
-Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -66,6 +67,7 @@ def run(
     nvme_path: NvmePath = None,
     nvme_limit: NvmeLimit = None,
     block_tokens: BlockTokens = None,
+    kv_cache_dtype: KvCacheDtype = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
     compare: Annotated[
         bool, typer.Option(help="Run again with unlimited memory and compare every bit.")
@@ -77,44 +79,20 @@ def run(
     """Answer a question about a text while the KV cache may use a fraction of the memory it needs."""
     from tokenvm.bench.job import Job, run_job
 
-    resolved = _memory(
+    resolved = merged_memory(
         kv_limit=kv_limit,
         host_memory=host_memory,
         nvme_path=nvme_path,
         nvme_limit=nvme_limit,
         block_tokens=block_tokens,
+        kv_cache_dtype=kv_cache_dtype,
     )
-    _check_fraction(kv_fraction)
+    check_fraction(kv_fraction)
     job = Job.needle() if needle else Job.from_user(file, prompt)
     card = run_job(job, model, resolved, kv_fraction=kv_fraction, max_tokens=max_tokens, compare=compare,
                    threads=threads, dtype=dtype)  # fmt: skip
     if as_json:
         typer.echo(json.dumps(card))
-
-
-@bench.command("decode")
-def bench_decode(
-    model: Model = "smollm2",
-    context: Annotated[int, typer.Option(min=1, help="Tokens of context.")] = 8000,
-    kv_fraction: Annotated[
-        str, typer.Option(help="Shares of the KV memory needed, comma separated.")
-    ] = "1,0.5,0.1",
-    tokens: Annotated[int, typer.Option(min=2, help="Decoded tokens a round.")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds over all fractions; medians are printed.")] = 1,
-    nvme_path: NvmePath = None,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    as_json: Json = False,
-) -> None:
-    """Time a decode step at several shares of KV memory, beside the machine's own floor."""
-    from tokenvm.bench.decode import measure
-
-    fractions = _fractions(kv_fraction)
-    resolved = _memory(nvme_path=nvme_path)
-    figures = measure(model, context, fractions, tokens=tokens, rounds=rounds, base=resolved.config, threads=threads,
-                      dtype=dtype)  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps(figures))
 
 
 @app.command()
@@ -129,7 +107,7 @@ def verify(
     """Compare with Hugging Face Transformers, and every memory limit with every other, bit for bit."""
     from tokenvm.bench.verify import run_verify
 
-    resolved = _memory(nvme_path=nvme_path)
+    resolved = merged_memory(nvme_path=nvme_path)
     report = run_verify(model, full=full, base=resolved.config)
     if as_json:
         typer.echo(json.dumps(report))
@@ -144,15 +122,17 @@ def config(
     nvme_path: NvmePath = None,
     nvme_limit: NvmeLimit = None,
     block_tokens: BlockTokens = None,
+    kv_cache_dtype: KvCacheDtype = None,
     as_json: Json = False,
 ) -> None:
     """Print every setting, its value and where it came from."""
-    resolved = _memory(
+    resolved = merged_memory(
         kv_limit=kv_limit,
         host_memory=host_memory,
         nvme_path=nvme_path,
         nvme_limit=nvme_limit,
         block_tokens=block_tokens,
+        kv_cache_dtype=kv_cache_dtype,
     )
     values = {name: str(value) for name, value in resolved.config.model_dump().items()}
     if as_json:
@@ -200,30 +180,6 @@ def _run_app() -> int:
 def _refuse(message: str) -> int:
     typer.echo(f"tokenvm: {message}", err=True)
     return 2
-
-
-def _memory(**given: Any) -> Resolved:
-    """Merge the command line with environment, file and defaults."""
-    overrides = {name: str(value) for name, value in given.items() if value is not None}
-    path = config_path(os.environ)
-    return resolve({}, os.environ, read_config_file(path), command_line=overrides, file_name=str(path))
-
-
-def _fractions(text: str) -> list[float]:
-    try:
-        fractions = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f'--kv-fraction "{text}" is not a list of numbers: type --kv-fraction 1,0.5,0.1'
-        ) from None
-    for fraction in fractions:
-        _check_fraction(fraction)
-    return fractions
-
-
-def _check_fraction(fraction: float) -> None:
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"--kv-fraction {fraction} is not above 0 and at most 1: type --kv-fraction 0.1")
 
 
 def _set_up_logging(verbose: int, quiet: bool) -> None:

@@ -34,6 +34,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "policy": ("lru",),
     "prefetch_strategy": ("none", "sequential"),
     "compression": ("none",),
+    "kv_cache_dtype": ("auto", "int8", "fp8"),
 }
 _MB_VARIABLES: Final[Mapping[str, str]] = {
     "vram_limit": "TOKENVM_GPU_MB",
@@ -50,6 +51,7 @@ _OTHER_FIELDS: Final = (
     "prefetch_ahead",
     "overlap_streams",
     "compression",
+    "kv_cache_dtype",
 )
 VARIABLES: Final[Mapping[str, str]] = {
     **_MB_VARIABLES,
@@ -95,6 +97,9 @@ class MemoryConfig(BaseModel):
     """Copy streams of a GPU; without one only 0 and auto are possible."""
     compression: str = "none"
     """Codec of pages outside the device."""
+    kv_cache_dtype: str = "auto"
+    """How keys and values are kept, in every tier: auto is the model's dtype; int8 and fp8 halve the bytes and lose
+    a little. docs/kv-formats.md says how much."""
 
     if TYPE_CHECKING:  # what is accepted is wider than what is kept
 
@@ -114,6 +119,7 @@ class MemoryConfig(BaseModel):
             prefetch_ahead: int | Auto = "auto",
             overlap_streams: int | Auto = "auto",
             compression: str = "none",
+            kv_cache_dtype: str = "auto",
         ) -> None: ...
 
     @model_validator(mode="before")

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from tokenvm.arrange import Layout, Reads, lay_out
 from tokenvm.clock import Clock
+from tokenvm.open_pages import OpenPages
 from tokenvm.residency.keys import page_key
 from tokenvm.residency.page_table import PageTable
 from tokenvm.residency.planner import Pages
 from tokenvm.schedule.plan import Plan
-from tokenvm.staging import Layout, Staged, Stream, lay_out
+from tokenvm.staging import Staged, Stream
 from tokenvm.vm import MemoryManager
-from tokenvm.vocab import PageKey, SeqId, Tier
+from tokenvm.vocab import PageKey, SeqId, Tier, UnitId
 
 
 class KVCache:
     """The KV of all running sequences of one KV group.
 
-    `fingerprint` names all that shapes KV bytes besides the tokens; see `residency.keys.page_key`.
+    `fingerprint` names all that shapes KV bytes besides the tokens; see `residency.keys.page_key`. `open_pages` holds
+    raw bytes where the KV format is lossy, and is owned from here on.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class KVCache:
         *,
         prefetch_ahead: int | None = None,
         salt: bytes = b"",
+        open_pages: OpenPages | None = None,
     ) -> None:
         self.vm = vm
         self.block_tokens = block_tokens
@@ -37,6 +41,7 @@ class KVCache:
         self._salt = salt
         self._clock = clock
         self._table = PageTable(block_tokens)
+        self._open_pages = open_pages
         self._stream = Stream(vm, prefetch_ahead)
         self._layout: Layout | None = None
         self._layout_key: tuple[object, ...] = ()
@@ -67,23 +72,29 @@ class KVCache:
         Raises:
             StorageError: there is no room for the pages that the plan fills.
         """
+        self.vm.end_along()
         self._extend(plan)
         if plan.decodes and self._layout is not None and self._layout.streams:
             self.vm.promote(self._running())
         layout = self._lay_out(plan)
-        pinned = [unit for unit, out in zip(layout.units, layout.streamed.tolist(), strict=True) if not out]
-        self.vm.ledger.pin(pinned)
+        expected = self._expect(plan, layout)
+        if plan.spills:
+            self.vm.write_along(self._filled_by(plan))
+        self.vm.ledger.pin(layout.resident)
         try:
-            staged = Staged(
-                self.vm, self._stream, layout, plan, self.block_tokens, self._clock, self._repeats(plan)
-            )
+            staged = Staged(self.vm, self._stream, layout, plan, self.block_tokens, self._clock, expected)
+            if self._open_pages is not None:
+                staged.own = self._open_pages.arrange(
+                    plan.spans, [self._table.pages(s.seq) for s in plan.spans]
+                )
             yield staged
             self._spread_losses(staged.lost)
         except BaseException:
             self._forget_layout()
+            self.vm.end_along()
             raise
         finally:
-            self.vm.ledger.unpin(pinned)
+            self.vm.ledger.unpin(layout.resident)
 
     def commit(self, seq: SeqId, count: int, tokens: Sequence[int]) -> None:
         """Advance by `count` tokens that were appended; pages that became full are sealed and get their key.
@@ -93,6 +104,7 @@ class KVCache:
         block = self.block_tokens
         for unit in self._table.advance(seq, count):
             self.vm.seal(unit)
+            self._close_pages([unit])
             self._unwritten = True
             done = len(self._table.keys(seq)) * block
             key = page_key(
@@ -112,7 +124,7 @@ class KVCache:
         if tokens // self.block_tokens < length // self.block_tokens:
             tokens -= tokens % self.block_tokens
         self._forget_layout()
-        self.vm.release(self._table.truncate(seq, min(tokens, length)))
+        self._let_go(self._table.truncate(seq, min(tokens, length)))
         return self._table.length_tokens(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
@@ -121,15 +133,18 @@ class KVCache:
         self.vm.retain(shared)
         rest = self._table.length_tokens(parent) - self._table.length_tokens(child)
         if rest:
-            unit = self.vm.new_page(self._running())
-            self.vm.copy_page(self._table.pages(parent)[len(shared)], unit)
+            source, unit = self._table.pages(parent)[len(shared)], self.vm.new_page(self._running())
             self._table.append(child, unit)
+            if self._open_pages is None:
+                self.vm.copy_page(source, unit)
+            else:
+                self._open_pages.copy(source, unit, self._running())
             self._table.advance(child, rest)
 
     def release(self, seq: SeqId) -> None:
         """End a sequence; pages nobody else shares are freed."""
         self._forget_layout()
-        self.vm.release(self._table.remove(seq))
+        self._let_go(self._table.remove(seq))
 
     def reserve(self, pages: int) -> None:
         """Make sure that `pages` pages have space over all tiers; StorageError where they cannot have it."""
@@ -145,14 +160,41 @@ class KVCache:
         """Stop all reads and give the memory back."""
         self._forget_layout()
         self.vm.close()
+        if self._open_pages is not None:
+            self._open_pages.free()
 
     def _running(self) -> list[Pages]:
         return [self._table.pages(seq) for seq in self._table.sequences()]
 
     def _extend(self, plan: Plan) -> None:
-        for span in plan.spans:
-            for _ in range(self._table.missing_pages(span.seq, span.end)):
-                self._table.append(span.seq, self.vm.new_page(self._running()))
+        """Give every sequence the pages its span goes to; all have room before the first is made."""
+        missing = [(span.seq, self._table.missing_pages(span.seq, span.end)) for span in plan.spans]
+        wanted = sum(count for _, count in missing)
+        if wanted:
+            self.vm.make_room(wanted, self._running())
+        for seq, count in missing:
+            for _ in range(count):
+                self._table.append(seq, self.vm.new_page(self._running()))
+        if self._open_pages is not None:
+            for span in plan.spans:
+                self._open_pages.open(span, self._table.pages(span.seq), self._running())
+
+    def _filled_by(self, plan: Plan) -> list[UnitId]:
+        """Return the pages that are full once the plan is carried out."""
+        block = self.block_tokens
+        return [
+            unit
+            for span in plan.spans
+            for unit in self._table.pages(span.seq)[span.start // block : span.end // block]
+        ]
+
+    def _close_pages(self, units: Sequence[UnitId]) -> None:
+        if self._open_pages is not None:
+            self._open_pages.close(units)
+
+    def _let_go(self, units: Sequence[UnitId]) -> None:
+        self._close_pages(units)
+        self.vm.release(units)
 
     def _lay_out(self, plan: Plan) -> Layout:
         """Arrange the pages, or keep the arrangement if neither pages nor places changed since."""
@@ -165,9 +207,19 @@ class KVCache:
             self._layout_key = key
         return self._layout
 
-    def _repeats(self, plan: Plan) -> bool:
-        """Whether the next step will most likely read the very same parts: nobody fills a page now."""
-        return plan.decodes and all(span.end % self.block_tokens for span in plan.spans)
+    def _expect(self, plan: Plan, layout: Layout) -> Reads | None:
+        """Return what the next step will most likely stream: in decode the same, and the pages that leave for new ones.
+
+        None where nobody can tell.
+        """
+        if not plan.decodes or layout.lost:
+            return None
+        new_pages = sum(span.end % self.block_tokens == 0 for span in plan.spans)
+        if not new_pages:
+            return layout.reads
+        leaving = set(self.vm.foresee(new_pages, self._running()))
+        streamed = zip(layout.units, layout.streamed.tolist(), strict=True)
+        return Reads.of([unit for unit, out in streamed if out or unit in leaving], self.vm)
 
     def _spread_losses(self, lost: dict[SeqId, int]) -> None:
         """A damaged page is lost to all who share it."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from source_tree import PACKAGE, Import, Module, functions
 
 ROWS: Mapping[int, tuple[str, ...]] = {
-    8: ("cli bench",),
+    8: ("cli cli_bench cli_options bench",),
     7: ("serve", "bridges", "llm"),
     6: ("engine collect outputs",),
-    5: ("kvcache staging", "tensors"),
+    5: ("kvcache staging arrange open_pages", "tensors"),
     4: ("vm",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
     2: ("kernels", "parallel", "residency"),
@@ -38,8 +38,8 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "transformers": ("bridges", "bench"),
     "fastapi": ("serve",),
     "prometheus_client": ("serve",),
-    "typer": ("cli",),
-    "rich": ("cli", "bench", "serve", "bridges", "llm"),
+    "typer": ("cli", "cli_bench", "cli_options"),
+    "rich": ("cli", "cli_bench", "bench", "serve", "bridges", "llm"),
     f"{PACKAGE}._native": ("kernels.native", "memory.cpu"),
 }
 """Package → the only rooms or modules that may import it."""
@@ -47,7 +47,7 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
 SEE_MEMORY_AND_RESIDENCY = ("vm", "engine.launch")
 """Where decisions meet bytes, and where both are put together."""
 
-LAZY = ("", "cli", "kernels", "models.fetch", "models.builtin")
+LAZY = ("", "cli", "cli_bench", "kernels", "models.fetch", "models.builtin")
 """Modules and rooms that may import ours inside functions: to start quickly or to load what may be missing."""
 
 MAX_FILE_LINES = 300
@@ -186,7 +186,7 @@ def work_breaches(tree: list[Module]) -> list[str]:
     """List calls for their effect and reads of the environment at import time."""
     breaches = []
     for module in tree:
-        if room_name(module.name) in ("cli", "__main__"):
+        if room_name(module.name) in ("cli", "cli_bench", "__main__"):
             continue
         for node in _import_time(module.tree.body):
             effect = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)

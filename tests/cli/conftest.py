@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
 from tiny import CHAT_TEMPLATE, bpe_tokenizer, llama, save
 
+from tokenvm import cli
+
 MAX_MODEL_LEN = 20_000
 
 
@@ -21,3 +23,19 @@ def model_folder(tmp_path_factory):
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
     return folder
+
+
+@pytest.fixture
+def tokenvm(monkeypatch, tmp_path, capsys):
+    """Run a command line in a world of its own; return (exit code, standard output, standard error)."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("TOKENVM_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["tokenvm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run

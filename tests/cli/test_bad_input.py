@@ -5,24 +5,6 @@ import shutil
 
 import pytest
 
-from tokenvm import cli
-
-
-@pytest.fixture
-def tokenvm(monkeypatch, tmp_path, capsys):
-    """Run a command line in a world of its own; return (exit code, standard output, standard error)."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("TOKENVM_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["tokenvm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
-
 
 def refused(result, *words):
     code, _, err = result

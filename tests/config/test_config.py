@@ -108,6 +108,7 @@ def test_every_setting_but_page_size_has_an_environment_name() -> None:
         "TOKENVM_COMPRESSION",
         "TOKENVM_GPU_MB",
         "TOKENVM_HOST_MB",
+        "TOKENVM_KV_CACHE_DTYPE",
         "TOKENVM_KV_MB",
         "TOKENVM_NVME_MB",
         "TOKENVM_NVME_PATH",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from parts import PART, OnBackend, bytes_at, checksums_of, copies, pattern, program
 
+from tokenvm.bench.link import LinkedDevice
 from tokenvm.errors import StorageError
 from tokenvm.memory.backend import Check, DeviceBackend, Kind, Status
 from tokenvm.memory.cpu import CpuDevice
@@ -181,3 +182,11 @@ class TestSimDevice(BackendConformance):
 
 class TestSimDeviceOtherOrder(BackendConformance):
     make = staticmethod(lambda: SimDevice(seed=7))
+
+
+class TestLinkedDevice(BackendConformance):
+    make = staticmethod(lambda: LinkedDevice(CpuDevice(threads=2), 1e9))
+
+
+class TestLinkedSimDevice(BackendConformance):
+    make = staticmethod(lambda: LinkedDevice(SimDevice(seed=3), 1e9))

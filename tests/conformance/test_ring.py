@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from parts import PART, OnBackend, bytes_at, checksums_of, copies, pattern, program
 
+from tokenvm.bench.link import LinkedDevice
 from tokenvm.memory.backend import DeviceBackend, Kind
 from tokenvm.memory.cpu import CpuDevice, crc32c
 from tokenvm.memory.sim import SimDevice
@@ -175,3 +176,11 @@ class TestSimDevice(RingConformance):
 
 class TestSimDeviceOtherOrder(RingConformance):
     make = staticmethod(lambda: SimDevice(seed=7))
+
+
+class TestLinkedDevice(RingConformance):
+    make = staticmethod(lambda: LinkedDevice(CpuDevice(threads=2), 1e9))
+
+
+class TestLinkedSimDevice(RingConformance):
+    make = staticmethod(lambda: LinkedDevice(SimDevice(seed=3), 1e9))

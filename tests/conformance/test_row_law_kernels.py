@@ -55,6 +55,36 @@ def test_linear(outputs: int, columns: int, dtype: torch.dtype) -> None:
         assert torch.equal(bits(part), bits(whole[-count:]))
 
 
+BORDERS = [15, 16, 17, 31, 32, 33, 64, 129, 255, 257, 300]
+
+
+@pytest.mark.parametrize("count", BORDERS)
+def test_row_counts_around_every_border(count: int) -> None:
+    gates, down = linear.pack(random(192, 96).bfloat16()), linear.pack(random(80, 64).bfloat16())
+    x, gated = random(300, 96, seed=1).bfloat16(), random(300, 64, seed=2).bfloat16()
+    residual = random(300, 80, seed=3)
+
+    def everything(begin: int, end: int) -> torch.Tensor:
+        active = linear.linear_silu_mul(x[begin:end], gates, torch.float32)
+        added = linear.linear_add(gated[begin:end], down, residual[begin:end].clone())
+        return torch.cat((active, added, linear.linear(x[begin:end], gates)), dim=1)
+
+    whole = everything(0, 300)
+    part = same_everywhere(lambda: everything(300 - count, 300))
+    assert torch.equal(bits(part), bits(whole[300 - count :]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
+@pytest.mark.parametrize(("outputs", "columns"), [(192, 576), (96, 100), (66, 31)])
+def test_products_with_their_finish(outputs: int, columns: int, dtype: torch.dtype) -> None:
+    w, x = linear.pack(random(outputs, columns, dtype=dtype)), random(53, columns, dtype=dtype, seed=1)
+    plain, residual = linear.linear(x, w), random(53, outputs, seed=2)
+    active = same_everywhere(lambda: linear.linear_silu_mul(x, w, dtype))
+    assert torch.equal(bits(active), bits(norm.silu_mul(plain, dtype)))
+    added = same_everywhere(lambda: linear.linear_add(x, w, residual.clone()))
+    assert torch.equal(bits(added), bits(residual + plain))
+
+
 def test_linear_of_tiny_numbers() -> None:
     w = linear.pack((random(64, 64) * 1e-19).bfloat16())
     x = (random(20, 64, seed=1) * 2e-19).bfloat16()

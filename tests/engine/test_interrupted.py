@@ -47,16 +47,16 @@ def test_slots_of_finished_sequences_are_waited_for(tmp_path, monkeypatch):
     engine.close()
 
 
-@pytest.mark.parametrize("point", ["fill", "submit", "finish"])
+@pytest.mark.parametrize("point", ["fill", "submit_along", "finish"])
 def test_an_interrupt_leaks_no_slot(tmp_path, monkeypatch, point):
     engine = engine_of(tiny_model(), tmp_path, 4, SimDevice(1))
     vm = engine.kvcache.vm
     place, name = {
         "fill": (vm.arena, "fill"),
-        "submit": (vm._transfers, "submit"),
+        "submit_along": (vm._transfers, "submit_along"),
         "finish": (vm.ledger, "land"),
     }[point]
-    error = MemoryError if point == "submit" else KeyboardInterrupt
+    error = MemoryError if point == "submit_along" else KeyboardInterrupt
     original, calls = getattr(place, name), iter(range(10**6))
 
     def interrupted(*given, **named):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenvm.kernels import linear, reference
+from tokenvm.kernels import linear, norm, reference
 
 SHAPES = [(1, 1, 1), (1, 16, 32), (3, 20, 33), (16, 64, 576), (17, 100, 130), (70, 33, 96), (130, 272, 64)]
 
@@ -40,6 +40,41 @@ def test_gather_reads_rows_of_the_weight(dtype: torch.dtype) -> None:
     packed = linear.pack(weight)
     assert torch.equal(linear.gather_rows(packed, ids), weight[ids].float())
     assert torch.equal(reference.gather_rows(packed, ids), weight[ids].float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize(("rows", "outputs", "columns"), SHAPES)
+def test_linear_add_is_linear_and_an_addition(
+    rows: int, outputs: int, columns: int, dtype: torch.dtype
+) -> None:
+    w, x = linear.pack(random(outputs, columns, dtype=dtype)), random(rows, columns, dtype=dtype)
+    out, twin = random(rows, outputs), random(rows, outputs)
+    expected = out + linear.linear(x, w)
+    assert linear.linear_add(x, w, out) is out
+    assert torch.equal(out, expected)
+    torch.testing.assert_close(reference.linear_add(x, w, twin), out, rtol=1e-5, atol=1e-5 * columns**0.5)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "columns"), [*((r, n + n % 2, k) for r, n, k in SHAPES), (40, 96, 576)]
+)
+def test_linear_silu_mul_is_linear_and_silu_mul(
+    rows: int, outputs: int, columns: int, dtype: torch.dtype, out_dtype: torch.dtype
+) -> None:
+    w, x = linear.pack(random(outputs, columns, dtype=dtype)), random(rows, columns, dtype=dtype)
+    result = linear.linear_silu_mul(x, w, out_dtype)
+    assert torch.equal(result, norm.silu_mul(linear.linear(x, w), out_dtype))
+    rough = 1e-2 if out_dtype is torch.bfloat16 else 1e-4
+    torch.testing.assert_close(
+        result, reference.linear_silu_mul(x, w, out_dtype), rtol=rough, atol=rough * columns**0.5
+    )
+
+
+def test_gates_without_ups_are_refused() -> None:
+    with pytest.raises(ValueError, match="gates"):
+        linear.linear_silu_mul(random(2, 40), linear.pack(random(21, 40)), torch.float32)
 
 
 def test_results_go_into_the_buffer_that_is_given() -> None:

@@ -37,7 +37,7 @@ class ContiguousContext:
     def ends(self) -> AbstractContextManager[EndWeights]:
         return nullcontext(self.model.weights.ends)
 
-    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+    def attend(self, layer: int, qkv: torch.Tensor, out: torch.Tensor) -> None:
         spec = self.model.spec.attention
         heads = qkv.reshape(len(qkv), -1, spec.head_dim)
         q, k, v = heads.split([spec.q_heads, spec.kv_heads, spec.kv_heads], dim=1)
@@ -48,8 +48,7 @@ class ContiguousContext:
         scores = torch.einsum("mhd,thd->hmt", self._roped(q), keys) * spec.scale
         hidden = torch.arange(len(keys))[None, :] > self.positions[:, None]
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        out = torch.einsum("hmt,thd->mhd", weights, values).reshape(len(qkv), -1)
-        return out.to(self.model.weights.dtype).contiguous()
+        out.copy_(torch.einsum("hmt,thd->mhd", weights, values).reshape(len(qkv), -1))
 
     def _roped(self, x: torch.Tensor) -> torch.Tensor:
         cos, sin = self._table[self.positions].unsqueeze(1).chunk(2, dim=2)

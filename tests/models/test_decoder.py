@@ -1,5 +1,6 @@
 """The decoder gives the logits of Hugging Face's Llama."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from contiguous import ContiguousContext
 from tiny import llama, save
 
-from tokenvm.models.decoder import Activations, forward
+from tokenvm.models.decoder import Activations, Decoder
 from tokenvm.models.weights.pack import LoadedModel, load_model
 
 SHAPES = {
@@ -46,11 +47,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_model(save(llama(), tmp_path_factory.mktemp("small")), "float32")
 
 
-def logits(model: LoadedModel, chunks: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    ctx, begin, parts = ContiguousContext(model), 0, []
+def decoder(model: LoadedModel, rows: int = 40) -> Decoder:
+    return Decoder(model.spec, model.weights.dtype, rows)
+
+
+def logits(model: LoadedModel, chunks: list[int]) -> torch.Tensor:
+    ctx, begin, parts, decode = ContiguousContext(model), 0, [], decoder(model)
     for rows in chunks:
         ids = TOKENS[begin : begin + rows]
-        parts.append(forward(model.spec, ctx.feed(rows, list(range(rows))), ids, dtype))
+        parts.append(decode.forward(ctx.feed(rows, list(range(rows))), ids))
         begin += rows
     return torch.cat(parts)
 
@@ -69,7 +74,7 @@ def test_bfloat16_logits_are_near_those_of_the_rounded_model(tmp_path: Path) -> 
     reference = llama().to(torch.bfloat16).to(torch.float32)
     with torch.no_grad():
         expected = reference(TOKENS[None]).logits[0]
-    found = logits(load_model(save(reference, tmp_path)), [40], torch.bfloat16)
+    found = logits(load_model(save(reference, tmp_path)), [40])
     assert (found - expected).abs().max() <= 0.03 * expected.abs().max()
 
 
@@ -82,34 +87,53 @@ def test_chunks_give_the_logits_of_the_whole(chunks: list[int], small: LoadedMod
 
 def test_only_sampled_rows_are_answered_in_the_order_asked(small: LoadedModel) -> None:
     whole = logits(small, [40])
-    some = forward(small.spec, ContiguousContext(small).feed(40, [39, 3, 3]), TOKENS, torch.float32)
+    some = decoder(small).forward(ContiguousContext(small).feed(40, [39, 3, 3]), TOKENS)
     assert torch.equal(some, whole[[39, 3, 3]])
 
 
 def test_no_sampled_row_gives_no_logits(small: LoadedModel) -> None:
     ctx = ContiguousContext(small)
-    assert forward(small.spec, ctx.feed(39, []), TOKENS[:39], torch.float32).shape == (0, 97)
-    last = forward(small.spec, ctx.feed(1, [0]), TOKENS[39:], torch.float32)
+    decode = decoder(small)
+    assert decode.forward(ctx.feed(39, []), TOKENS[:39]).shape == (0, 97)
+    last = decode.forward(ctx.feed(1, [0]), TOKENS[39:])
     assert (last - logits(small, [40])[39:]).abs().max() <= 1e-4
 
 
 def test_layers_are_borrowed_once_each_in_order(small: LoadedModel) -> None:
     ctx = ContiguousContext(small)
-    forward(small.spec, ctx.feed(2, [1]), TOKENS[:2], torch.float32)
+    decoder(small).forward(ctx.feed(2, [1]), TOKENS[:2])
     assert ctx.lent == [0, 1]
 
 
-def test_reused_activations_change_nothing(small: LoadedModel) -> None:
-    kept = Activations.allocate(small.spec, 64, torch.float32)
-    for buffer in (kept.hidden, kept.delta, kept.normed, kept.qkv, kept.gate_up, kept.gated):
+def test_what_a_buffer_held_changes_nothing(small: LoadedModel) -> None:
+    decode = decoder(small, 64)
+    for buffer in buffers(decode.buffers):
         buffer.fill_(torch.nan)
     ctx = ContiguousContext(small).feed(40, list(range(40)))
-    assert torch.equal(forward(small.spec, ctx, TOKENS, torch.float32, kept), logits(small, [40]))
+    assert torch.equal(decode.forward(ctx, TOKENS), logits(small, [40]))
+
+
+def test_other_weights_lent_in_a_layers_place_are_used(small: LoadedModel) -> None:
+    decode, twice = decoder(small), dataclasses.replace(small.weights.layers[1], mlp_norm=torch.zeros(64))
+    first = decode.forward(ContiguousContext(small).feed(40, [39]), TOKENS)
+    lent = dataclasses.replace(small.weights, layers=(small.weights.layers[0], twice))
+    other = LoadedModel(small.spec, lent)
+    found = decode.forward(ContiguousContext(other).feed(40, [39]), TOKENS)
+    assert torch.equal(found, logits(other, [40])[39:])
+    assert not torch.equal(found, first)
+    assert torch.equal(decode.forward(ContiguousContext(small).feed(40, [39]), TOKENS), first)
+
+
+def test_more_rows_than_buffers_are_refused(small: LoadedModel) -> None:
+    with pytest.raises(ValueError, match="40 rows do not fit buffers of 39"):
+        decoder(small, 39).forward(ContiguousContext(small).feed(40, [39]), TOKENS)
+
+
+def buffers(activations: Activations) -> list[torch.Tensor]:
+    return [getattr(activations, field.name) for field in dataclasses.fields(activations)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_activations_take_the_bytes_they_say(dtype: torch.dtype, small: LoadedModel) -> None:
-    kept = Activations.allocate(small.spec, 5, dtype)
-    buffers = (kept.hidden, kept.delta, kept.normed, kept.qkv, kept.gate_up, kept.gated)
-    assert kept.capacity == 5
-    assert sum(buffer.nbytes for buffer in buffers) == 5 * Activations.bytes_per_row(small.spec, dtype)
+    kept = buffers(Activations.allocate(small.spec, 5, dtype))
+    assert sum(buffer.nbytes for buffer in kept) == 5 * Activations.bytes_per_row(small.spec, dtype)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import CONFIG
 
-from tokenvm.errors import ConfigError, LimitTooSmall, ModelError
+from tokenvm.errors import ConfigError, ModelError
 from tokenvm.models.families.llama import spec_from_config, tensor_shapes
 from tokenvm.models.registry import family_of, load_spec
 from tokenvm.models.spec import KVGroup, ModelSpec, RopeSpec
@@ -61,16 +61,6 @@ def test_a_page_is_a_part_per_layer_each_aligned() -> None:
     assert tiny.part_bytes(16, torch.bfloat16) == 2 * 2 * 16 * 16 * 2
     assert tiny.page_bytes(16, torch.bfloat16) == 2 * 4096
     assert tiny.page_bytes(48, torch.bfloat16) == 2 * 8192
-
-
-def test_page_size_gives_the_most_tokens_that_fit() -> None:
-    tiny = spec()
-    assert tiny.block_tokens_within(2 * 8192, torch.bfloat16) == 64
-    assert tiny.block_tokens_within(2 * 8192 - 1, torch.bfloat16) == 32
-    assert tiny.block_tokens_within(1 << 40, torch.bfloat16) == 256
-    with pytest.raises(LimitTooSmall, match="page_size=8192") as caught:
-        tiny.block_tokens_within(8191, torch.bfloat16)
-    assert caught.value.minimum_bytes == 8192
 
 
 @pytest.mark.parametrize("tokens", [0, 8, 24, 272, -16])

@@ -28,13 +28,13 @@ inline const char* keys_of(const WalkJob& job, std::int64_t page) {
 }
 
 // Lines to bring near.
-struct Ahead {
+struct PageAhead {
   const char* data;
   std::int64_t lines;
 };
 
 // The share of the page after `unit`'s that is brought near while `unit` waits for its softmax.
-inline Ahead share_ahead(const WalkJob& job, const Unit& unit) {
+inline PageAhead share_ahead(const WalkJob& job, const Unit& unit) {
   if (unit.page + 1 >= job.page_count) return {nullptr, 0};
   const std::int64_t lines = job.tokens * job.head_dim / 16, tiles = ceil_to(job.rows, kUnitRows) / kUnitRows;
   const std::int64_t share = ceil_to((lines + tiles - 1) / tiles, kUnitRows), from = share * unit.tile;
@@ -57,7 +57,7 @@ class Products {
     group_ = chunk_ = half_ = column_ = 0;
     value_steps_ = weighed == nullptr ? 0 : weighed->tokens() / 32 * (job_.head_dim / 32);
     key_steps_ = next == nullptr ? 0 : next->tokens() / 16;
-    ahead_ = next == nullptr ? Ahead{nullptr, 0} : share_ahead(job_, *next);
+    ahead_ = next == nullptr ? PageAhead{nullptr, 0} : share_ahead(job_, *next);
     lines_ = steps() > 0 ? ahead_.lines / steps() + 1 : ahead_.lines;
   }
 
@@ -190,7 +190,7 @@ class Products {
   const Unit* next_ = nullptr;
   std::int64_t group_ = 0, chunk_ = 0, half_ = 0, column_ = 0;
   std::int64_t value_steps_ = 0, key_steps_ = 0;
-  Ahead ahead_{nullptr, 0};
+  PageAhead ahead_{nullptr, 0};
   std::int64_t lines_ = 0;
 };
 
@@ -224,7 +224,7 @@ class Units {
 
   bool all_see(const std::int64_t* position, std::int64_t rows, std::int64_t start) const {
     const __m512i newest = _mm512_set1_epi64(job_.window > 0 ? start + job_.window - 1 : INT64_MAX);
-    const __m512i oldest = _mm512_set1_epi64(start + job_.tokens - 1);
+    const __m512i oldest = _mm512_set1_epi64(start + job_.tokens - (job_.later ? 0 : 1));
     bool all = true;
     for (std::int64_t r = 0; r < rows; r += 8) {
       const __mmask8 there = static_cast<__mmask8>(lanes_between(0, rows - r));
@@ -242,7 +242,7 @@ class Units {
     if (unit.whole) return {0, T};
     Span span{T, 0};
     for (std::int64_t r = 0; r < rows; ++r) {
-      const Span seen = seen_tokens(job_.position[first + r] - start, job_.window, T);
+      const Span seen = seen_tokens(job_.position[first + r] - start, job_.window, T, job_.later);
       unit.begin[r] = static_cast<std::int32_t>(seen.begin);
       unit.end[r] = static_cast<std::int32_t>(seen.end);
       if (seen.begin >= seen.end) continue;
@@ -288,7 +288,7 @@ inline bool turn_fixed(const WalkJob& job, const Unit* weighed, const Unit* curr
   const std::int64_t first = weighed->tile * kUnitRows;
   alignas(64) float keep[16], take[16];
   fold_scalars(16, weighed->peak, weighed->mass, job.peak + first, job.mass + first, keep, take);
-  const Ahead ahead = share_ahead(job, *next);
+  const PageAhead ahead = share_ahead(job, *next);
   FixedStretch<D, T> stretch{.q = next->q,
                              .keys = reinterpret_cast<const bf16*>(next->keys),
                              .next_scores = next->scores.data,

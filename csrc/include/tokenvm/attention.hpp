@@ -37,7 +37,7 @@ struct AttendCall {
 };
 
 // Folds the pages of every segment into the state. Token t is visible to a row at position p iff t <= p and,
-// with a window, t > p - window. Throws std::invalid_argument on ranges outside the arrays or a row named by
+// with a window, t > p - window; a quantised part shows itself only to rows of later pages. Throws std::invalid_argument on ranges outside the arrays or a row named by
 // two segments.
 void attend(const AttendCall& call);
 

@@ -5,6 +5,7 @@
 
 #include "tokenvm/attention.hpp"
 #include "tokenvm/kernels.hpp"
+#include "tokenvm/quantise.hpp"
 #include "tokenvm/scratch.hpp"
 
 namespace tokenvm {
@@ -26,9 +27,11 @@ struct Partial {
   std::int64_t stride;
 };
 
+constexpr std::int64_t kPagesAtOnce = 4;  // quantised pages whose heads are in scratch at once
+
 // What a thread keeps between tasks.
 struct Workspace {
-  Scratch q, scores, spans, rows, page_acc, numbers, state;
+  Scratch q, scores, spans, rows, page_acc, numbers, state, head;
 };
 
 inline Workspace& workspace() {
@@ -81,7 +84,7 @@ class Query {
   void write_pages(std::int64_t begin, std::int64_t end, const Partial& out) {
     for (std::int64_t page = 0; page < end - begin; ++page)
       std::fill_n(out.peak + page * out.stride, rows_, -__builtin_inff());
-    if (tiled_) return table_.walk_bf16(walk_job(begin, end, out.acc, out.peak, out.mass, out.stride));
+    if (tiled_) return walk(begin, end, out);
     for (std::int64_t page = begin; page < end; ++page) {
       const std::int64_t at = (page - begin) * out.stride;
       if (look_at(page)) attend(page, out.acc + at * call_.shape.head_dim, out.peak + at, out.mass + at);
@@ -91,9 +94,9 @@ class Query {
  private:
   const Segment& segment() const { return call_.segments[tile_.segment]; }
 
-  std::int64_t head_bytes() const {
-    return tile_.kv_head * call_.shape.head_elements() * call_.shape.itemsize();
-  }
+  bool raw() const { return call_.shape.format == KvFormat::kRaw; }
+
+  std::int64_t head_bytes() const { return tile_.kv_head * call_.shape.head_bytes(); }
 
   std::int64_t start_of(std::int64_t page) const {
     return (call_.first_page[tile_.segment] + page) * call_.shape.tokens;
@@ -110,7 +113,7 @@ class Query {
       peak[r] = state.peak[places_[r]];
       mass[r] = state.mass[places_[r]];
     }
-    table_.walk_bf16(walk_job(0, segment().page_count, acc, peak, mass, 0));
+    walk(0, segment().page_count, {acc, peak, mass, 0});
     for (std::int64_t r = 0; r < rows_; ++r) {
       std::memcpy(state.acc + places_[r] * D, acc + r * D, static_cast<std::size_t>(D) * 4);
       state.peak[places_[r]] = peak[r];
@@ -118,8 +121,35 @@ class Query {
     }
   }
 
-  WalkJob walk_job(std::int64_t begin, std::int64_t end, float* acc, float* peak, float* mass,
-                   std::int64_t partial_rows) const {
+  // The pages [begin, end) on tiles; with an `out.stride` of 0 they are folded into `out`.
+  void walk(std::int64_t begin, std::int64_t end, Partial out) {
+    if (raw()) return table_.walk_bf16(walk_job(begin, end - begin, parts() + begin, head_bytes(), out));
+    for (; begin < end; begin += kPagesAtOnce) {
+      const std::int64_t count = std::min(end - begin, kPagesAtOnce);
+      std::uint64_t heads[kPagesAtOnce];
+      dequantise_heads(begin, count, heads);
+      table_.walk_bf16(walk_job(begin, count, heads, 0, out));
+      out.acc += count * out.stride * call_.shape.head_dim;
+      out.peak += count * out.stride;
+      out.mass += count * out.stride;
+    }
+  }
+
+  // Addresses of raw heads in scratch; some at once, so that tile products of one page run beside another's softmax.
+  void dequantise_heads(std::int64_t begin, std::int64_t count, std::uint64_t* heads) {
+    const PartShape& shape = call_.shape;
+    const auto bytes = static_cast<std::size_t>(shape.head_elements() * shape.itemsize());
+    char* scratch = workspace().head.reserve<char>(bytes * kPagesAtOnce);
+    for (std::int64_t i = 0; i < count; ++i) {
+      char* target = scratch + static_cast<std::size_t>(i) * bytes;
+      table_.dequantise({target, const_cast<char*>(head_of(begin + i)), shape.head_dim, shape.tokens, shape.narrow,
+                         shape.format});
+      heads[i] = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(target));
+    }
+  }
+
+  WalkJob walk_job(std::int64_t begin, std::int64_t count, const std::uint64_t* parts, std::int64_t head_bytes,
+                   const Partial& out) const {
     return {.q_tiles = reinterpret_cast<const bf16*>(q_),
             .rows = rows_,
             .head_dim = call_.shape.head_dim,
@@ -127,17 +157,18 @@ class Query {
             .position = position_,
             .start = start_of(begin),
             .window = call_.window,
+            .later = !raw(),
             .scale = call_.scale,
-            .parts = call_.parts + segment().page_begin + begin,
-            .head_bytes = head_bytes(),
-            .page_count = end - begin,
+            .parts = parts,
+            .head_bytes = head_bytes,
+            .page_count = count,
             .scores = scores_,
             .page_acc = page_acc_,
-            .acc = acc,
-            .peak = peak,
-            .mass = mass,
-            .partial = partial_rows > 0,
-            .partial_rows = partial_rows};
+            .acc = out.acc,
+            .peak = out.peak,
+            .mass = out.mass,
+            .partial = out.stride > 0,
+            .partial_rows = out.stride};
   }
 
   // Sets the visible span of every row in page `page` of the segment; false if no row sees anything.
@@ -145,7 +176,7 @@ class Query {
     const std::int64_t T = call_.shape.tokens, start = start_of(page);
     bool any = false;
     for (std::int64_t r = 0; r < rows_; ++r) {
-      const Span seen = seen_tokens(position_[r] - start, call_.window, T);
+      const Span seen = seen_tokens(position_[r] - start, call_.window, T, !raw());
       begin_[r] = static_cast<std::int32_t>(seen.begin), end_[r] = static_cast<std::int32_t>(seen.end);
       any |= seen.begin < seen.end;
     }
@@ -155,14 +186,14 @@ class Query {
   // Computes the page that look_at saw.
   void attend(std::int64_t page, float* acc, float* peak, float* mass) const {
     const PartShape& shape = call_.shape;
-    const char* keys = keys_of(page);
+    const HeadView head = view_head(shape, table_, head_of(page), workspace().head);
     const PageJob job{.q = reinterpret_cast<const float*>(q_),
                       .rows = rows_,
                       .begin = begin_,
                       .end = end_,
-                      .keys = keys,
-                      .values = keys + shape.head_elements() / 2 * shape.itemsize(),
-                      .ahead = keys_of(page + 1 == segment().page_count ? page : page + 1),
+                      .keys = head.keys,
+                      .values = head.values,
+                      .ahead = head_of(page + 1 == segment().page_count ? page : page + 1),
                       .head_dim = shape.head_dim,
                       .tokens = shape.tokens,
                       .scale = call_.scale,
@@ -173,9 +204,10 @@ class Query {
     shape.narrow ? table_.attend_bf16(job) : table_.attend_fp32(job);
   }
 
-  const char* keys_of(std::int64_t page) const {
-    return reinterpret_cast<const char*>(static_cast<std::uintptr_t>(call_.parts[segment().page_begin + page])) +
-           head_bytes();
+  const std::uint64_t* parts() const { return call_.parts + segment().page_begin; }
+
+  const char* head_of(std::int64_t page) const {
+    return reinterpret_cast<const char*>(static_cast<std::uintptr_t>(parts()[page])) + head_bytes();
   }
 
   // The dtype's rows as float, and room for their spans.

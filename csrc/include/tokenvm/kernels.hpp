@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tokenvm/numerics.hpp"
+#include "tokenvm/paging.hpp"
 
 namespace tokenvm {
 
@@ -18,8 +19,10 @@ struct Span {
   std::int64_t begin, end;
 };
 
-// What a row sees of a page of `tokens` tokens; `position` counts from the page's first token.
-inline Span seen_tokens(std::int64_t position, std::int64_t window, std::int64_t tokens) {
+// What a row sees of a page of `tokens` tokens; `position` counts from the page's first token. `later`: the page
+// shows itself to rows of later pages alone.
+inline Span seen_tokens(std::int64_t position, std::int64_t window, std::int64_t tokens, bool later) {
+  if (later && position < tokens) return {0, 0};
   const auto clamp = [tokens](std::int64_t t) { return t < 0 ? 0 : t < tokens ? t : tokens; };
   return {window > 0 ? clamp(position - window + 1) : 0, clamp(position + 1)};
 }
@@ -52,6 +55,7 @@ struct WalkJob {
   const std::int64_t* position;  // [rows]
   std::int64_t start;            // position of the first page's first token
   std::int64_t window;           // 0: none
+  bool later;                    // rows see none of the page they stand in
   float scale;
   const std::uint64_t* parts;  // addresses of the pages' parts
   std::int64_t head_bytes;     // from a part to the head's keys; the values follow those
@@ -80,7 +84,21 @@ struct FoldJob {
   float* mass;
 };
 
+// One kv head of a part, raw and coded.
+struct CodeJob {
+  void* raw;    // [2][tokens * head_dim] of bf16 (narrow) or fp32, in the order of the part
+  void* coded;  // PartShape::head_bytes of the format
+  std::int64_t head_dim, tokens;
+  bool narrow;
+  KvFormat format;  // not kRaw
+};
+
+// What becomes of the sums of a product: they are stored, or added to what is there; or the first half of the
+// outputs are gates g, the second half ups u, and silu(g) * u is stored.
+enum class Finish : int { kStore, kAdd, kSiluMul };
+
 // The rows [row_begin, row_end) times the blocks of 16 outputs [block_begin, block_end) of a packed matrix.
+// kSiluMul: the outputs are a multiple of 32, and the blocks are those of the gates.
 struct LinearJob {
   const void* rows;  // as `prepare_rows` left them (bf16), or fp32 [total_rows][columns]
   const void* weight;
@@ -88,7 +106,9 @@ struct LinearJob {
   std::int64_t outputs;  // N
   std::int64_t row_begin, row_end;
   std::int64_t block_begin, block_end;
-  float* out;  // [total_rows][outputs]
+  Finish finish;
+  bool narrow;  // kSiluMul: out is bf16, else fp32
+  void* out;    // [total_rows][outputs], kSiluMul: [total_rows][outputs/2]
 };
 
 struct Kernels {
@@ -105,6 +125,8 @@ struct Kernels {
   void (*attend_fp32)(const PageJob& job);
   void (*walk_bf16)(const WalkJob& job);  // null where pages are better attended one by one
   void (*fold)(const FoldJob& job);
+  void (*quantise)(const CodeJob& job);    // raw to coded
+  void (*dequantise)(const CodeJob& job);  // coded to raw
   // out = acc / mass + 0, fp32 or bf16.
   void (*finish)(const float* acc, float mass, std::int64_t head_dim, void* out, bool narrow);
 
@@ -115,6 +137,10 @@ struct Kernels {
   void (*cast)(const float* x, std::int64_t count, bf16* out);
   // Half-rotation of one head: cos_sin holds head_dim/2 cosines, then as many sines.
   void (*rope)(const float* x, const float* cos_sin, std::int64_t head_dim, float* out);
+
+  // As in bitpack.hpp.
+  std::uint64_t (*bitpack_encode)(const void* part, std::uint64_t nbytes, void* stored, std::uint64_t room);
+  bool (*bitpack_decode)(const void* stored, std::uint64_t room, void* part, std::uint64_t nbytes);
 };
 
 // Bytes that prepare_rows may write for so many rows.

@@ -1,4 +1,4 @@
-// Matrix products over packed weights. Include after dot.hpp.
+// Matrix products over packed weights. Include after dot.hpp and lane_finish.hpp.
 #pragma once
 
 #include "tokenvm/kernels.hpp"
@@ -21,18 +21,42 @@ inline void widen_rows(const bf16* x, std::int64_t columns, std::int64_t row_beg
 
 constexpr std::int64_t kAhead = 64;  // steps between a weight and what is fetched meanwhile
 
+// One row block of a job: straight to its place, or by way of a few sums that are finished at once.
+template <class Dot>
+inline void finish_rows(const LinearJob& job, std::int64_t row, std::int64_t rows, std::int64_t stride,
+                         std::int64_t step) {
+  using Weight = typename Dot::Weight;
+  const std::int64_t size = stride * 16;
+  const bool gated = job.finish == Finish::kSiluMul;
+  const Rows x{static_cast<const float*>(job.rows) + row * stride, stride};
+  alignas(64) float sums[kRowBlock * 32];
+  for (std::int64_t n = job.block_begin; n < job.block_end; n += gated ? 1 : 2) {
+    const std::int64_t blocks = gated || n + 1 < job.block_end ? 2 : 1;
+    const Weight* weight = static_cast<const Weight*>(job.weight) + n * size;
+    const Weights weights{weight, step, gated ? job.outputs / 32 * size : size, weight + kAhead * step};
+    dot<Dot>(rows, x, weights, 0, stride, {sums, 32, blocks * 16});
+    finish_sums(job, {sums, 32, row, rows, n, blocks});
+  }
+}
+
+template <class Dot>
+inline void store_rows(const LinearJob& job, std::int64_t row, std::int64_t rows, std::int64_t stride,
+                        std::int64_t step) {
+  using Weight = typename Dot::Weight;
+  const std::int64_t size = stride * 16, first = job.block_begin * 16;
+  const std::int64_t last = job.block_end * 16 < job.outputs ? job.block_end * 16 : job.outputs;
+  const Weight* weight = static_cast<const Weight*>(job.weight) + job.block_begin * size;
+  const Rows x{static_cast<const float*>(job.rows) + row * stride, stride};
+  float* out = static_cast<float*>(job.out) + row * job.outputs + first;
+  dot<Dot>(rows, x, {weight, step, size, weight + kAhead * step}, 0, stride, {out, job.outputs, last - first});
+}
+
 template <class Dot>
 inline void linear_rows(const LinearJob& job, std::int64_t stride, std::int64_t step) {
-  using Weight = typename Dot::Weight;
-  const std::int64_t block_stride = stride * 16;
   for (std::int64_t r = job.row_begin; r < job.row_end; r += kRowBlock) {
     const std::int64_t rows = job.row_end - r < kRowBlock ? job.row_end - r : kRowBlock;
-    const std::int64_t first = job.block_begin * 16;
-    const std::int64_t last = job.block_end * 16 < job.outputs ? job.block_end * 16 : job.outputs;
-    const Weight* weight = static_cast<const Weight*>(job.weight) + job.block_begin * block_stride;
-    const Weights weights{weight, step, block_stride, weight + kAhead * step};
-    dot<Dot>(rows, {static_cast<const float*>(job.rows) + r * stride, stride}, weights, 0, stride,
-             {job.out + r * job.outputs + first, job.outputs, last - first});
+    job.finish == Finish::kStore ? store_rows<Dot>(job, r, rows, stride, step)
+                                 : finish_rows<Dot>(job, r, rows, stride, step);
   }
 }
 

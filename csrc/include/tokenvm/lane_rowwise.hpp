@@ -26,11 +26,15 @@ inline void rms_norm(float* x, const float* delta, const float* weight, float ep
   }
 }
 
+// g / (1 + exp(-g)) * u
+inline Lanes silu_times(Lanes g, Lanes u) {
+  return mul(div(g, add(broadcast(1.0f), exp_lanes(sub(zero_lanes(), g)))), u);
+}
+
 inline void silu_mul(const float* gate, const float* up, std::int64_t count, void* out, bool narrow) {
   for (std::int64_t i = 0; i < count; i += 16) {
-    const Lanes g = load_some(gate + i, count - i);
-    const Lanes silu = div(g, add(broadcast(1.0f), exp_lanes(sub(zero_lanes(), g))));
-    store_as(out, i, mul(silu, load_some(up + i, count - i)), count - i, narrow);
+    const Lanes value = silu_times(load_some(gate + i, count - i), load_some(up + i, count - i));
+    store_as(out, i, value, count - i, narrow);
   }
 }
 

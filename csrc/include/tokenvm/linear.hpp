@@ -19,6 +19,15 @@ void pack(PackFormat format, const void* weight, std::int64_t outputs, std::int6
 void linear(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
             std::int64_t columns, float* out);
 
+// out[r][n] += x[r] . w[n]; the same bits as linear and an addition after it.
+void linear_add(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
+                std::int64_t columns, float* out);
+
+// out[r][n] = silu(x[r] . w[n]) * (x[r] . w[outputs/2 + n]), bf16 if `narrow`, else fp32; the same bits as
+// linear and silu_mul after it. outputs is even.
+void linear_silu_mul(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
+                     std::int64_t columns, void* out, bool narrow);
+
 // out[i] fp32 = w[ids[i]]. Throws std::invalid_argument if an id is not in [0, outputs).
 void gather_rows(PackFormat format, const void* packed, std::int64_t outputs, std::int64_t columns,
                  const std::int64_t* ids, std::int64_t count, float* out);

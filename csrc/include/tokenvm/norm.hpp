@@ -16,8 +16,11 @@ void silu_mul(const float* gate_up, std::int64_t rows, std::int64_t width, void*
 // out = x rounded to bf16, to nearest even.
 void cast_bf16(const float* x, std::int64_t count, std::uint16_t* out);
 
+// Makes states empty: acc [rows][head_dim] and mass 0, peak -inf.
+void reset_state(float* acc, float* peak, float* mass, std::int64_t rows, std::int64_t head_dim);
+
 // out = acc / mass + 0, lse = peak + log(mass); a row that saw nothing gives 0 and -inf. acc:
-// [rows][head_dim].
+// [rows][head_dim]. No lse is computed where it is null.
 void finish_state(const float* acc, const float* peak, const float* mass, std::int64_t rows,
                   std::int64_t head_dim, void* out, bool narrow, float* lse);
 

@@ -5,16 +5,27 @@
 
 namespace tokenvm {
 
+// How the elements of a part are kept: as they are, or as codes of 8 bits with scales.
+enum class KvFormat : std::int32_t { kRaw = 0, kInt8 = 1, kFp8 = 2 };
+
 // Layout "kv-k32-1": per kv head K as [head_dim/w][tokens][w], then V as [tokens/w][head_dim][w]; w is 2 for
 // bf16 and 1 for fp32. Pairs along the dimension that a product sums over: tile registers read a part in
 // place.
 struct PartShape {
   std::int64_t kv_heads, head_dim, tokens;
   bool narrow;  // bf16, else fp32
+  // Coded: per kv head codes in the same order, a byte each, then fp32 scales of keys, then of values: one a
+  // dimension and one a token (int8), or one and one (fp8); heads begin at multiples of 64 bytes.
+  KvFormat format = KvFormat::kRaw;
 
   std::int64_t w() const { return narrow ? 2 : 1; }
   std::int64_t itemsize() const { return narrow ? 2 : 4; }
   std::int64_t head_elements() const { return 2 * tokens * head_dim; }
+  std::int64_t head_bytes() const {
+    if (format == KvFormat::kRaw) return head_elements() * itemsize();
+    const std::int64_t scales = format == KvFormat::kInt8 ? head_dim + tokens : 2;
+    return (head_elements() + 4 * scales + 63) / 64 * 64;
+  }
   std::int64_t key(std::int64_t token, std::int64_t dim) const {
     return dim / w() * tokens * w() + token * w() + dim % w();
   }

@@ -24,7 +24,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": usable_cores(),
         "kernels": f"{isa()} (of {', '.join(isa_levels())}), {threads()} threads",
         "free memory": format_size(free_memory_bytes()),
@@ -34,7 +34,8 @@ def describe() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of this machine's processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

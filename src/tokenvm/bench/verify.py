@@ -142,6 +142,7 @@ class _Subject:
             "kv_limit": "auto",
             "host_memory": 0,
             "nvme_limit": "auto",
+            "kv_cache_dtype": "auto",
         }
         memory = self._settings.memory.model_copy(update=limits)
         settings = settings_for(memory, self._settings.disk_path, self._extent.parity_block_tokens)

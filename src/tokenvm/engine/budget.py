@@ -16,13 +16,17 @@ RING_SHARE = 4  # at most one quarter of a KV limit is staging ring
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a model asks for, in bytes: one page over all layers, one part, its weights, its workspace."""
+    """What a model asks for, in bytes: one page over all layers, one part, its weights, its workspace.
+
+    `open_slots`: the device slots that an open page takes.
+    """
 
     page_bytes: int
     part_bytes: int
     weight_bytes: int
     workspace_bytes: int
     wanted_pages: int
+    open_slots: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +46,9 @@ class Budget:
 
 
 def minimum_kv_bytes(needs: Needs, sequences: int = 1, *, spills: bool = True) -> int:
-    """Return the smallest legal `kv_limit`: one open page a running sequence, one spare, and the ring."""
+    """Return the smallest legal `kv_limit`: an open page of each running sequence, a spare one, and the ring."""
     ring = MIN_RING_PARTS * needs.part_bytes if spills else 0
-    return needs.page_bytes * (sequences + 1) + ring
+    return needs.page_bytes * (needs.open_slots * sequences + 1) + ring
 
 
 def plan_budget(config: MemoryConfig, needs: Needs, free_bytes: int, free_disk_bytes: int) -> Budget:
@@ -61,7 +65,7 @@ def plan_budget(config: MemoryConfig, needs: Needs, free_bytes: int, free_disk_b
     kv_bytes = _kv_bytes(config, needs, free_bytes, spills=spills)
     ring_slots = _ring_slots(kv_bytes, needs) if spills else 0
     device_slots = (kv_bytes - ring_slots * needs.part_bytes) // needs.page_bytes
-    device_slots = min(device_slots, max(needs.wanted_pages, 2))
+    device_slots = min(device_slots, max(needs.wanted_pages, needs.open_slots + 1))
     return Budget(device_slots, ring_slots, host_slots, disk_bytes, kv_bytes)
 
 
@@ -76,26 +80,32 @@ def _lower_bytes(name: str, given: int | Literal["auto"], automatic: int, needs:
 
 def _ring_slots(kv_bytes: int, needs: Needs) -> int:
     wanted = min(MAX_RING_BYTES, kv_bytes // RING_SHARE) // needs.part_bytes
-    most = (kv_bytes - 2 * needs.page_bytes) // needs.part_bytes
+    most = (kv_bytes - (needs.open_slots + 1) * needs.page_bytes) // needs.part_bytes
     return max(MIN_RING_PARTS, min(wanted, most))
 
 
 def _kv_bytes(config: MemoryConfig, needs: Needs, free_bytes: int, *, spills: bool) -> int:
     fixed = needs.weight_bytes + needs.workspace_bytes
     minimum = minimum_kv_bytes(needs, spills=spills)
-    ceiling = _vram_share(config, fixed, minimum)
+    pages = f"{needs.open_slots + 1} pages"
+    ceiling = _vram_share(config, fixed, minimum, pages)
     if config.kv_limit != "auto":
-        _require("kv_limit", config.kv_limit, minimum, "two pages and the staging ring")
+        _require("kv_limit", config.kv_limit, minimum, f"{pages} and the staging ring")
         return min(config.kv_limit, ceiling) if ceiling else config.kv_limit
     roomy = needs.wanted_pages * needs.page_bytes + MAX_RING_BYTES
     return min(ceiling, roomy) if ceiling else max(minimum, min(free_bytes // 2 - fixed, roomy))
 
 
-def _vram_share(config: MemoryConfig, fixed: int, minimum: int) -> int:
+def _vram_share(config: MemoryConfig, fixed: int, minimum: int, pages: str) -> int:
     """Return what `vram_limit` leaves for KV, 0 when it is not set."""
     if config.vram_limit == "auto":
         return 0
-    _require("vram_limit", config.vram_limit, fixed + minimum, "weights, workspace, two pages and the ring")
+    _require(
+        "vram_limit",
+        config.vram_limit,
+        fixed + minimum,
+        f"weights, workspace, {pages} and the ring",
+    )
     return config.vram_limit - fixed
 
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from tokenvm.kernels.attention import attend
-from tokenvm.kernels.paging import PartGeometry, rope_append
-from tokenvm.kernels.state import AttentionState
+from tokenvm.kernels.paging import PartGeometry
+from tokenvm.kernels.quantise import quantise
+from tokenvm.kernels.step import StepAttention
 from tokenvm.models.context import EndWeights, LayerWeights
 from tokenvm.models.spec import ModelSpec
 from tokenvm.models.weights.pack import ModelWeights
@@ -17,29 +17,27 @@ from tokenvm.staging import Staged
 
 
 class PagedContext:
-    """One forward pass over the rows of a step.
+    """One forward pass after another, each over the rows of a step; `begin` says which.
 
-    `state` has room for the step's rows; `cos_sin` is fp32 [positions, head_dim]; `sample_rows` int64 [S].
+    `cos_sin` is fp32 [positions, head_dim]; `rows` is the most that a step has.
     """
 
+    sample_rows: torch.Tensor
+
     def __init__(
-        self,
-        spec: ModelSpec,
-        weights: ModelWeights,
-        geometry: PartGeometry,
-        cos_sin: torch.Tensor,
-        state: AttentionState,
-        staged: Staged,
-        sample_rows: torch.Tensor,
+        self, spec: ModelSpec, weights: ModelWeights, geometry: PartGeometry, cos_sin: torch.Tensor, rows: int
     ) -> None:
-        self._attention = spec.attention
+        shape = spec.attention
         self._weights = weights
         self._geometry = geometry
-        self._cos_sin = cos_sin
-        self._state = state
+        self._attention = StepAttention(geometry, shape.q_heads, shape.scale, shape.window, cos_sin, rows)
+
+    def begin(self, staged: Staged, sample_rows: list[int]) -> None:
+        """Turn to the next step: its pages, and the rows whose logits are wanted."""
         self._staged = staged
         self.positions = torch.from_numpy(staged.positions)
-        self.sample_rows = sample_rows
+        self.sample_rows = torch.tensor(sample_rows, dtype=torch.int64)
+        self._attention.begin(staged.positions, staged.offsets)
 
     @contextmanager
     def weights(self, layer: int) -> Iterator[LayerWeights]:
@@ -51,25 +49,15 @@ class PagedContext:
         """See `ForwardContext.ends`."""
         yield self._weights.ends
 
-    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+    def attend(self, layer: int, qkv: torch.Tensor, out: torch.Tensor) -> None:
         """See `ForwardContext.attend`: append this step's tokens, then fold the pages in position order."""
-        shape, staged, state = self._attention, self._staged, self._state
-        targets = staged.targets(layer)
-        q = rope_append(
-            qkv, self._cos_sin, self.positions, targets, staged.offsets, self._geometry, shape.q_heads
-        )
-        state.reset(q.shape[0])
+        attention, staged = self._attention, self._staged
+        own = staged.own
+        attention.append(qkv, staged.targets(layer))
+        if own is not None and len(own.full):
+            quantise(own.parts[layer][own.full], own.coded[layer], self._geometry)
         for chunk, parts in staged.rounds(layer):
-            attend(
-                state,
-                q,
-                self.positions,
-                chunk.segments,
-                chunk.first_page,
-                parts,
-                self._geometry,
-                shape.scale,
-                shape.window,
-            )
-        out, _ = state.finish(self._geometry.dtype)
-        return out.view(q.shape[0], shape.out_columns)
+            attention.fold(chunk.segments, chunk.first_page, parts)
+        if own is not None:
+            attention.fold(own.segments, own.first_page, own.parts[layer], raw=True)
+        attention.finish(out)

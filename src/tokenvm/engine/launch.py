@@ -11,6 +11,7 @@ from tokenvm.clock import RealClock
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import Budget, Needs, plan_budget
 from tokenvm.engine.engine import Engine
+from tokenvm.engine.geometry import geometry_of, raw_slots
 from tokenvm.engine.runner import Runner, workspace_bytes
 from tokenvm.errors import ConfigError, StorageError
 from tokenvm.kernels.native import NUMERICS_ID, set_threads
@@ -25,6 +26,7 @@ from tokenvm.memory.host import HostPool
 from tokenvm.memory.layout import PageLayout
 from tokenvm.memory.tier import NullStore, TierStore
 from tokenvm.models.weights.pack import LoadedModel
+from tokenvm.open_pages import OpenPages, passing_bytes
 from tokenvm.residency.policy.registry import make_policy
 from tokenvm.schedule.scheduler import Limits, Scheduler
 from tokenvm.vm import MemoryManager
@@ -50,7 +52,7 @@ class Settings:
 
 def needs_of(model: LoadedModel, settings: Settings) -> tuple[Needs, PartGeometry]:
     """Return what the model asks for in bytes under these settings, and the geometry of its pages."""
-    geometry = _geometry(model, settings.memory)
+    geometry = geometry_of(model, settings.memory)
     layout = PageLayout(model.spec.layers, geometry.part_bytes)
     return _needs(model, layout, _whole_limits(model, settings), geometry), geometry
 
@@ -63,7 +65,7 @@ def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend 
             cannot be opened.
     """
     limits = _whole_limits(model, settings)
-    geometry = _geometry(model, settings.memory)
+    geometry = geometry_of(model, settings.memory)
     layout = PageLayout(model.spec.layers, geometry.part_bytes)
     set_threads(limits.threads)
     disk_free = _disk_room(settings, layout.page_bytes)
@@ -108,27 +110,19 @@ def _or(given: int | None, default: int) -> int:
     return default if given is None else given
 
 
-def _geometry(model: LoadedModel, memory: MemoryConfig) -> PartGeometry:
-    spec, dtype = model.spec, model.weights.dtype
-    if memory.page_size != "auto":
-        block_tokens = spec.block_tokens_within(memory.page_size, dtype)
-    elif memory.block_tokens != "auto":
-        block_tokens = memory.block_tokens
-    else:
-        block_tokens = spec.default_block_tokens()
-    return PartGeometry(spec.attention.kv_heads, spec.attention.head_dim, block_tokens, dtype)
-
-
 def _needs(model: LoadedModel, layout: PageLayout, limits: _Numbers, geometry: PartGeometry) -> Needs:
     pages_each = -(-limits.max_model_len // geometry.block_tokens)
+    workspace = workspace_bytes(
+        model.spec, limits.max_tokens_per_forward, model.weights.dtype, limits.max_num_seqs, pages_each
+    )
+    raw = raw_slots(layout, geometry)
     return Needs(
         page_bytes=layout.page_bytes,
         part_bytes=layout.part_stride,
         weight_bytes=model.weights.nbytes,
-        workspace_bytes=workspace_bytes(
-            model.spec, limits.max_tokens_per_forward, model.weights.dtype, limits.max_num_seqs, pages_each
-        ),
-        wanted_pages=limits.max_num_seqs * pages_each + 1,
+        workspace_bytes=workspace + passing_bytes(geometry, limits.max_tokens_per_forward),
+        wanted_pages=limits.max_num_seqs * (pages_each + raw) + 1,
+        open_slots=1 + raw,
     )
 
 
@@ -169,6 +163,7 @@ def _assemble(
         fingerprint(model, geometry),
         clock,
         prefetch_ahead=_layers_ahead(settings.memory),
+        open_pages=OpenPages(vm, geometry, limits.max_tokens_per_forward) if geometry.lossy else None,
     )
     ledger = vm.ledger
     lower = ledger.capacity(Tier.HOST) + ledger.capacity(Tier.DISK)
@@ -182,6 +177,8 @@ def _assemble(
             held_pages=max(ledger.capacity(Tier.DEVICE) - 1, lower),
             vocab_size=model.spec.vocab_size,
             eos_token_ids=frozenset(model.spec.eos_token_ids),
+            open_slots=1 + raw_slots(vm.layout, geometry),
+            lower_pages=lower,
         )
     )
     runner = Runner(model, geometry, limits.max_tokens_per_forward, limits.max_model_len)

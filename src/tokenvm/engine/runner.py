@@ -9,8 +9,7 @@ import torch
 
 from tokenvm.engine.context import PagedContext
 from tokenvm.kernels.paging import PartGeometry
-from tokenvm.kernels.state import AttentionState
-from tokenvm.models.decoder import Activations, forward
+from tokenvm.models.decoder import Activations, Decoder
 from tokenvm.models.rope import cos_sin
 from tokenvm.models.spec import ModelSpec
 from tokenvm.models.weights.pack import LoadedModel
@@ -25,7 +24,7 @@ def workspace_bytes(spec: ModelSpec, rows: int, dtype: torch.dtype, sequences: i
     heads = spec.attention
     state_bytes = heads.q_heads * (heads.head_dim + 2) * 4
     per_row = Activations.bytes_per_row(spec, dtype) + state_bytes
-    per_row += (2 * heads.out_columns + spec.mlp.intermediate) * dtype.itemsize
+    per_row += (heads.out_columns + spec.mlp.intermediate) * dtype.itemsize
     partials = sequences * pages_each * state_bytes
     tables = spec.max_model_len * heads.head_dim * 4 + sequences * spec.vocab_size * 4
     return rows * per_row + partials + tables
@@ -39,34 +38,23 @@ class Runner:
 
     def __init__(self, model: LoadedModel, geometry: PartGeometry, max_rows: int, max_positions: int) -> None:
         self.spec = model.spec
-        self.geometry = geometry
         self.tap: Tap | None = None
-        self._weights = model.weights
-        heads = model.spec.attention
-        self._cos_sin = cos_sin(model.spec.rope, heads.head_dim, max_positions)
-        self._activations = Activations.allocate(model.spec, max_rows, model.weights.dtype)
-        self._state = AttentionState.empty(max_rows, heads.q_heads, heads.head_dim)
+        angles = cos_sin(model.spec.rope, model.spec.attention.head_dim, max_positions)
+        self._context = PagedContext(model.spec, model.weights, geometry, angles, max_rows)
+        self._decoder = Decoder(model.spec, model.weights.dtype, max_rows)
 
-    def run(self, plan: Plan, tokens: list[int], staged: Staged) -> torch.Tensor:
-        """Compute the logits fp32 [S, vocab_size] of the rows that sample; `tokens` are the plan's, in its order."""
+    def run(self, plan: Plan, tokens: list[int], staged: Staged, *, every_row: bool = False) -> torch.Tensor:
+        """Compute the logits fp32 [S, vocab_size] of the rows that sample; `tokens` are the plan's, in its order.
+
+        `every_row`: of all rows, in their order.
+        """
         ends = np.cumsum([span.count for span in plan.spans]) - 1
         sampling = [end for span, end in zip(plan.spans, ends.tolist(), strict=True) if span.samples]
-        context = PagedContext(
-            self.spec,
-            self._weights,
-            self.geometry,
-            self._cos_sin,
-            self._first_rows(len(tokens)),
-            staged,
-            torch.tensor(sampling, dtype=torch.int64),
-        )
-        ids = torch.tensor(tokens, dtype=torch.int64)
+        if every_row:
+            sampling = list(range(len(tokens)))
         with torch.inference_mode():
-            logits = forward(self.spec, context, ids, self._weights.dtype, self._activations)
+            self._context.begin(staged, sampling)
+            logits = self._decoder.forward(self._context, torch.tensor(tokens, dtype=torch.int64))
         if self.tap is not None:
             self.tap(plan, logits)
         return logits
-
-    def _first_rows(self, rows: int) -> AttentionState:
-        whole = self._state
-        return AttentionState(whole.acc[:rows], whole.peak[:rows], whole.mass[:rows])

@@ -32,7 +32,8 @@ def attend(
     most one segment of a call. first_page: int32 [S], the index in its sequence of a segment's first page.
     parts: uint64 [P], addresses.
 
-    Token t is visible to a row at position p iff t <= p and, with a window, t > p - window. Query head h
+    Token t is visible to a row at position p iff t <= p and, with a window, t > p - window. In a lossy format
+    parts are quantised and show themselves only to rows of later pages: t < p - p % block_tokens. Query head h
     uses kv head h // (Hq / Hkv). Calls for a row come in ascending page position; then how pages are split
     over calls changes no bit. Raises ValueError if a range does not lie in its array.
     """
@@ -53,6 +54,7 @@ def attend(
         pages,
         scale,
         window,
+        geometry.format_number,
     )
 
 

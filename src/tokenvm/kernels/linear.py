@@ -52,6 +52,36 @@ def linear(x: torch.Tensor, w: PackedMatrix, out: torch.Tensor | None = None) ->
     return out
 
 
+def linear_add(x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> torch.Tensor:
+    """out += x [M, K] @ w.T, in place; out float32 [M, N]. The bits of `linear` and an addition after it."""
+    count = checks.dimensions("x", x, 2)[0]
+    source = checks.tensor("x", x, (count, w.columns), w.dtype)
+    target = checks.tensor("out", out, (count, w.rows), torch.float32)
+    narrow = w.dtype is torch.bfloat16
+    native().linear_add(narrow, source, count, w.storage.data_ptr(), w.rows, w.columns, target)
+    return out
+
+
+def linear_silu_mul(
+    x: torch.Tensor, w: PackedMatrix, out_dtype: torch.dtype, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """silu(x @ g.T) * (x @ u.T) -> [M, N/2] in `out_dtype`; w holds the rows of g, then as many of u.
+
+    The bits of `linear` and `silu_mul` after it. Quickest where N is a multiple of 32.
+    """
+    count = checks.dimensions("x", x, 2)[0]
+    if w.rows % 2:
+        raise ValueError(f"w must hold as many gates as ups, not {w.rows} rows in all")
+    source = checks.tensor("x", x, (count, w.columns), w.dtype)
+    narrow_out = checks.narrow(out_dtype, "out_dtype")
+    out, target = checks.result(out, (count, w.rows // 2), out_dtype)
+    narrow = w.dtype is torch.bfloat16
+    native().linear_silu_mul(
+        narrow, source, count, w.storage.data_ptr(), w.rows, w.columns, target, narrow_out
+    )
+    return out
+
+
 def gather_rows(w: PackedMatrix, ids: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Rows `ids` (int64 [M]) of the matrix, float32 [M, K]. Raises ValueError on an id outside [0, N)."""
     count = checks.dimensions("ids", ids, 1)[0]

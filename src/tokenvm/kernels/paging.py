@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     import torch
 
 _TOKENS_STEP = 16
+_HEAD_ALIGNMENT_BYTES = 64
+
+KvFormat = Literal["raw", "int8", "fp8"]
+KV_FORMATS: Final[tuple[KvFormat, ...]] = ("raw", "int8", "fp8")
+"""In the order of the native kernels."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +25,20 @@ class PartGeometry:
 
     Per kv head: K as [head_dim/w][block_tokens][w], then V as [block_tokens/w][head_dim][w], w = 2 for
     bfloat16 and 1 for float32; heads follow one another. So tile registers read 32 dims x 16 tokens of K and
-    32 tokens x 16 dims of V in place. Raises ValueError on a geometry the kernels cannot hold.
+    32 tokens x 16 dims of V in place.
+
+    In the format "int8" or "fp8" a code of one byte stands for each element, in the same order, and after the
+    codes of a head come float32 scales, of keys, then of values: one per dimension and one per token (int8),
+    one and one (fp8). See docs/kv-formats.md.
+
+    Raises ValueError on a geometry the kernels cannot hold.
     """
 
     kv_heads: int
     head_dim: int
     block_tokens: int
     dtype: torch.dtype
-
-    layout_id: ClassVar[str] = "kv-k32-1"
+    kv_format: KvFormat = "raw"
 
     def __post_init__(self) -> None:
         if str(self.dtype) not in ("torch.bfloat16", "torch.float32"):
@@ -37,16 +47,43 @@ class PartGeometry:
             raise ValueError(f"kv_heads={self.kv_heads} must be at least 1 and head_dim={self.head_dim} even")
         if self.block_tokens < _TOKENS_STEP or self.block_tokens % _TOKENS_STEP:
             raise ValueError(f"block_tokens={self.block_tokens} must be a multiple of {_TOKENS_STEP}")
+        if self.kv_format not in KV_FORMATS:
+            raise ValueError(f"kv_format={self.kv_format!r} must be one of {', '.join(KV_FORMATS)}")
+
+    @property
+    def layout_id(self) -> str:
+        """Names the order and the format of a part's bytes."""
+        return "kv-k32-1" if self.kv_format == "raw" else f"kv-k32-1-{self.kv_format}"
+
+    @property
+    def raw(self) -> PartGeometry:
+        """The same part with its elements as they are."""
+        return replace(self, kv_format="raw")
+
+    @property
+    def lossy(self) -> bool:
+        """Whether elements are kept as codes."""
+        return self.kv_format != "raw"
 
     @property
     def part_bytes(self) -> int:
         """Bytes of one part."""
-        return self.kv_heads * 2 * self.block_tokens * self.head_dim * self.dtype.itemsize
+        elements = 2 * self.block_tokens * self.head_dim
+        if self.kv_format == "raw":
+            return self.kv_heads * elements * self.dtype.itemsize
+        scales = self.head_dim + self.block_tokens if self.kv_format == "int8" else 2
+        head_bytes = -(-(elements + 4 * scales) // _HEAD_ALIGNMENT_BYTES) * _HEAD_ALIGNMENT_BYTES
+        return self.kv_heads * head_bytes
 
     @property
     def narrow(self) -> bool:
         """Whether elements are bfloat16 (else float32)."""
         return self.dtype.itemsize == 2
+
+    @property
+    def format_number(self) -> int:
+        """The format, as the native kernels take it."""
+        return KV_FORMATS.index(self.kv_format)
 
     @property
     def sizes(self) -> tuple[int, int, int, bool]:
@@ -72,14 +109,15 @@ def rope_append(
     head_dim] in the geometry's dtype.
 
     Half-rotation rope (Su et al., arXiv:2104.09864, as in Llama), in fp32, then rounded. Rows must name
-    different tokens; the parts must stay valid during the call. Raises ValueError if a position or an offset
-    is out of range.
+    different tokens; the parts are raw and must stay valid during the call. Raises ValueError if a position or an
+    offset is out of range.
     """
     import torch
 
     from tokenvm.kernels import checks
     from tokenvm.kernels.native import native
 
+    _refuse_lossy(geometry)
     rows, width = checks.dimensions("qkv", qkv, 2)
     D = geometry.head_dim
     if width != (q_heads + 2 * geometry.kv_heads) * D:
@@ -116,11 +154,15 @@ def copy(target: int, source: int, nbytes: int) -> None:
 
 
 def read_part(address: int, geometry: PartGeometry) -> tuple[torch.Tensor, torch.Tensor]:
-    """The part at an address as (k, v), each [kv_heads, block_tokens, head_dim]."""
+    """The raw part at an address as (k, v), each [kv_heads, block_tokens, head_dim].
+
+    Raises ValueError for a lossy geometry: see `kernels.quantise.dequantise`.
+    """
     import torch
 
     from tokenvm.kernels.native import native
 
+    _refuse_lossy(geometry)
     shape = (geometry.kv_heads, geometry.block_tokens, geometry.head_dim)
     k, v = torch.empty(shape, dtype=geometry.dtype), torch.empty(shape, dtype=geometry.dtype)
     native().read_part(address, *geometry.sizes, k.data_ptr(), v.data_ptr())
@@ -128,11 +170,20 @@ def read_part(address: int, geometry: PartGeometry) -> tuple[torch.Tensor, torch
 
 
 def write_part(address: int, geometry: PartGeometry, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Write k and v, each [kv_heads, block_tokens, head_dim], into the part at an address."""
+    """Write k and v, each [kv_heads, block_tokens, head_dim], into the raw part at an address.
+
+    Raises ValueError for a lossy geometry: see `kernels.quantise.quantise`.
+    """
     from tokenvm.kernels import checks
     from tokenvm.kernels.native import native
 
+    _refuse_lossy(geometry)
     shape = (geometry.kv_heads, geometry.block_tokens, geometry.head_dim)
     keys = checks.tensor("k", k, shape, geometry.dtype)
     values = checks.tensor("v", v, shape, geometry.dtype)
     native().write_part(address, *geometry.sizes, keys, values)
+
+
+def _refuse_lossy(geometry: PartGeometry) -> None:
+    if geometry.lossy:
+        raise ValueError(f"a raw part is wanted, not one in the format {geometry.kv_format}")

@@ -7,6 +7,8 @@ for bit.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,18 @@ def unpack(w: PackedMatrix) -> torch.Tensor:
 def linear(x: torch.Tensor, w: PackedMatrix, out: torch.Tensor | None = None) -> torch.Tensor:
     """See tokenvm.kernels.linear.linear."""
     return _into(out, (x.double() @ unpack(w).double().T).float())
+
+
+def linear_add(x: torch.Tensor, w: PackedMatrix, out: torch.Tensor) -> torch.Tensor:
+    """See tokenvm.kernels.linear.linear_add."""
+    return out.add_(linear(x, w))
+
+
+def linear_silu_mul(
+    x: torch.Tensor, w: PackedMatrix, out_dtype: torch.dtype, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """See tokenvm.kernels.linear.linear_silu_mul."""
+    return silu_mul(linear(x, w), out_dtype, out)
 
 
 def gather_rows(w: PackedMatrix, ids: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -89,6 +103,29 @@ def write_part(address: int, geometry: PartGeometry, k: torch.Tensor, v: torch.T
     values.copy_(v.view(H, T // w, w, D).permute(0, 1, 3, 2))
 
 
+def quantise(
+    sources: npt.NDArray[np.uint64], targets: npt.NDArray[np.uint64], geometry: PartGeometry
+) -> None:
+    """See tokenvm.kernels.quantise.quantise."""
+    for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
+        raw = read_part(source, geometry.raw)
+        for x, (codes, scales, shared) in zip(raw, _coded_views(target, geometry), strict=True):
+            scale = _scale_of(x.float(), shared, _LARGEST[geometry.kv_format])
+            scales.copy_(scale)
+            codes.copy_(_encode(x.float(), scale, geometry.kv_format).view(codes.shape))
+
+
+def dequantise(address: int, geometry: PartGeometry) -> tuple[torch.Tensor, torch.Tensor]:
+    """See tokenvm.kernels.quantise.dequantise."""
+    shape = (geometry.kv_heads, geometry.block_tokens, geometry.head_dim)
+    kind = torch.int8 if geometry.kv_format == "int8" else torch.float8_e4m3fn
+    k, v = (
+        (codes.reshape(shape).view(kind).float() * scales).to(geometry.dtype).contiguous()
+        for codes, scales, _ in _coded_views(address, geometry)
+    )
+    return k, v
+
+
 def rope_append(
     qkv: torch.Tensor,
     cos_sin: torch.Tensor,
@@ -132,10 +169,13 @@ def attend(
         segments.tolist(), first_page.tolist(), strict=True
     ):
         for page in range(page_count):
-            k, v = read_part(int(parts[page_begin + page]), geometry)
+            read = dequantise if geometry.lossy else read_part
+            k, v = read(int(parts[page_begin + page]), geometry)
             start = (first + page) * geometry.block_tokens
             for row in range(row_begin, row_end):
                 visible = _visible(int(positions[row]), start, geometry.block_tokens, window)
+                if geometry.lossy:
+                    visible &= int(positions[row]) >= start + geometry.block_tokens
                 if visible.any():
                     _fold(state, row, *_page(q[row], k[:, visible], v[:, visible], scale))
 
@@ -181,3 +221,40 @@ def _fold(state: AttentionState, row: int, acc: torch.Tensor, peak: torch.Tensor
     state.acc[row] = acc * b[:, None] + state.acc[row] * a[:, None]
     state.mass[row] = mass * b + state.mass[row] * a
     state.peak[row] = top
+
+
+_LARGEST: Final[Mapping[str, float]] = {"int8": 127.0, "fp8": 448.0}
+
+
+def _coded_views(
+    address: int, geometry: PartGeometry
+) -> list[tuple[torch.Tensor, torch.Tensor, tuple[int, int]]]:
+    """Of keys and of values, views of the part's own bytes and which dims of [Hkv, T, D] share a scale.
+
+    Codes are uint8 [Hkv, T, D/w, w] and [Hkv, T/w, w, D], scales float32 with dims as [Hkv, T, D] or 1.
+    """
+    H, T, D, w = geometry.kv_heads, geometry.block_tokens, geometry.head_dim, 2 if geometry.narrow else 1
+    raw = (ctypes.c_uint8 * geometry.part_bytes).from_address(address)
+    heads = torch.frombuffer(raw, dtype=torch.uint8).view(H, -1)
+    keys = heads[:, : T * D].view(H, D // w, T, w).permute(0, 2, 1, 3)
+    values = heads[:, T * D : 2 * T * D].view(H, T // w, D, w).permute(0, 1, 3, 2)
+    scales = heads[:, 2 * T * D :].view(torch.float32)
+    if geometry.kv_format == "int8":
+        k_scales, v_scales = scales[:, :D].view(H, 1, D), scales[:, D : D + T].view(H, T, 1)
+        return [(keys, k_scales, (1, 1)), (values, v_scales, (2, 2))]
+    return [(keys, scales[:, :1].view(H, 1, 1), (1, 2)), (values, scales[:, 1:2].view(H, 1, 1), (1, 2))]
+
+
+def _scale_of(x: torch.Tensor, shared: tuple[int, int], largest: float) -> torch.Tensor:
+    """The scales: 0 where they are no normal number, NaN beside an element that is not finite."""
+    scale = x.abs().amax(shared[0], keepdim=True).amax(shared[1], keepdim=True) / largest
+    return torch.where(scale.isfinite(), torch.where(scale < 2.0**-126, 0.0, scale), torch.nan)
+
+
+def _encode(x: torch.Tensor, scale: torch.Tensor, kv_format: str) -> torch.Tensor:
+    """Codes uint8, rounded to nearest even; what is no number gets the least code."""
+    largest = _LARGEST[kv_format]
+    inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
+    scaled = (x * inverse).nan_to_num(nan=-largest).clamp(-largest, largest)
+    codes = scaled.round().to(torch.int8) if kv_format == "int8" else scaled.to(torch.float8_e4m3fn)
+    return codes.view(torch.uint8)

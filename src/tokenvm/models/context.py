@@ -52,8 +52,8 @@ class ForwardContext(Protocol):
     def ends(self) -> AbstractContextManager[EndWeights]:
         """Lend embedding, final norm and head until the block ends."""
 
-    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        """Rope, append and attend: fp32 [M, (Hq + 2 Hkv) * D] → [M, Hq * D] in the weight dtype.
+    def attend(self, layer: int, qkv: torch.Tensor, out: torch.Tensor) -> None:
+        """Rope, append and attend: qkv fp32 [M, (Hq + 2 Hkv) * D] → out [M, Hq * D] in the weight dtype.
 
-        Waits for whatever pages it needs. The result is valid until the next call.
+        Waits for whatever pages it needs.
         """

@@ -7,24 +7,24 @@ from dataclasses import dataclass
 import torch
 
 from tokenvm.kernels.linear import gather_rows, linear
-from tokenvm.kernels.norm import add_rms_norm, silu_mul
+from tokenvm.kernels.norm import rms_norm
+from tokenvm.kernels.tape import Tape
 from tokenvm.models.context import EndWeights, ForwardContext, LayerWeights
 from tokenvm.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Buffers of one forward pass, each with a row per token; kept and reused by whoever calls `forward`.
+    """Buffers of one forward pass, each with a row per token.
 
-    `hidden` is the residual stream and `delta` what the next norm adds to it (both fp32 [M, hidden]).
-    `normed`, `gated` are matrix inputs in the weight dtype; `qkv`, `gate_up` are fp32 matrix outputs.
+    `hidden` is the residual stream, fp32 [M, hidden], and `qkv` a matrix output in fp32; `normed`, `attended`, `gated`
+    are matrix inputs in the weight dtype.
     """
 
     hidden: torch.Tensor
-    delta: torch.Tensor
     normed: torch.Tensor
     qkv: torch.Tensor
-    gate_up: torch.Tensor
+    attended: torch.Tensor
     gated: torch.Tensor
 
     @classmethod
@@ -32,79 +32,84 @@ class Activations:
         """Buffers for at most `rows` tokens, contents undefined."""
         return cls(
             hidden=torch.empty(rows, spec.hidden),
-            delta=torch.empty(rows, spec.hidden),
             normed=torch.empty(rows, spec.hidden, dtype=dtype),
             qkv=torch.empty(rows, spec.attention.qkv_rows),
-            gate_up=torch.empty(rows, 2 * spec.mlp.intermediate),
+            attended=torch.empty(rows, spec.attention.out_columns, dtype=dtype),
             gated=torch.empty(rows, spec.mlp.intermediate, dtype=dtype),
         )
 
     @staticmethod
     def bytes_per_row(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes that each further token adds."""
-        fp32 = 2 * spec.hidden + spec.attention.qkv_rows + 2 * spec.mlp.intermediate
-        return 4 * fp32 + dtype.itemsize * (spec.hidden + spec.mlp.intermediate)
-
-    @property
-    def capacity(self) -> int:
-        """The most rows that fit."""
-        return self.hidden.shape[0]
-
-    def first(self, rows: int) -> Activations:
-        """The same buffers, cut to `rows` tokens."""
-        return Activations(
-            self.hidden[:rows],
-            self.delta[:rows],
-            self.normed[:rows],
-            self.qkv[:rows],
-            self.gate_up[:rows],
-            self.gated[:rows],
-        )
+        fp32 = spec.hidden + spec.attention.qkv_rows
+        return 4 * fp32 + dtype.itemsize * (spec.hidden + spec.attention.out_columns + spec.mlp.intermediate)
 
 
-def forward(
-    spec: ModelSpec,
-    ctx: ForwardContext,
-    token_ids: torch.Tensor,
-    dtype: torch.dtype,
-    activations: Activations | None = None,
-) -> torch.Tensor:
-    """Compute the logits of the sampled rows: token_ids int64 [M] → fp32 [S, vocab_size], S ≥ 0.
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One layer's kernel calls before and after its attention, recorded for the weights that were lent then."""
 
-    `dtype` is the weights' (bf16 or fp32). `activations`, with room for M rows, is allocated if not given.
+    weights: LayerWeights
+    enter: Tape
+    leave: Tape
+
+
+class Decoder:
+    """Computes logits for up to `rows` tokens at once, on buffers made once; `dtype` is the weights' (bf16 or fp32).
+
+    A layer's calls are recorded when its weights are first lent, and again if others are lent in their place.
     """
-    rows = token_ids.shape[0]
-    buffers = (activations or Activations.allocate(spec, rows, dtype)).first(rows)
-    with ctx.ends() as ends:
-        gather_rows(ends.embedding, token_ids, out=buffers.hidden)
-    buffers.delta.zero_()
-    for layer in range(spec.layers):
-        with ctx.weights(layer) as weights:
-            _attention(spec, ctx, layer, weights, buffers)
-            _mlp(spec, weights, buffers)
-    if not ctx.sample_rows.shape[0]:
-        return torch.empty(0, spec.vocab_size)
-    with ctx.ends() as ends:
-        return _logits(spec, ctx, ends, buffers)
 
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype, rows: int) -> None:
+        self.spec = spec
+        self.capacity = rows
+        self.buffers = Activations.allocate(spec, rows, dtype)
+        self._pieces: list[_Piece | None] = [None] * spec.layers
 
-def _attention(
-    spec: ModelSpec, ctx: ForwardContext, layer: int, weights: LayerWeights, b: Activations
-) -> None:
-    add_rms_norm(b.hidden, b.delta, weights.attn_norm, spec.norm.eps, b.normed.dtype, out=b.normed)
-    linear(b.normed, weights.qkv, out=b.qkv)
-    attended = ctx.attend(layer, b.qkv)
-    linear(attended, weights.o, out=b.delta)
+    def forward(self, ctx: ForwardContext, token_ids: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of the sampled rows: token_ids int64 [M] → fp32 [S, vocab_size], S ≥ 0.
 
+        Raises ValueError if M is above the capacity.
+        """
+        rows, b = token_ids.shape[0], self.buffers
+        if rows > self.capacity:
+            raise ValueError(f"{rows} rows do not fit buffers of {self.capacity}")
+        with ctx.ends() as ends:
+            gather_rows(ends.embedding, token_ids, out=b.hidden[:rows])
+        qkv, attended = b.qkv[:rows], b.attended[:rows]
+        for layer in range(self.spec.layers):
+            with ctx.weights(layer) as weights:
+                piece = self._piece(layer, weights)
+                piece.enter.play(rows)
+                ctx.attend(layer, qkv, attended)
+                piece.leave.play(rows)
+        if not ctx.sample_rows.shape[0]:
+            return torch.empty(0, self.spec.vocab_size)
+        with ctx.ends() as ends:
+            return self._logits(ctx, ends)
 
-def _mlp(spec: ModelSpec, weights: LayerWeights, b: Activations) -> None:
-    add_rms_norm(b.hidden, b.delta, weights.mlp_norm, spec.norm.eps, b.normed.dtype, out=b.normed)
-    linear(b.normed, weights.gate_up, out=b.gate_up)
-    silu_mul(b.gate_up, b.gated.dtype, out=b.gated)
-    linear(b.gated, weights.down, out=b.delta)
+    def _piece(self, layer: int, weights: LayerWeights) -> _Piece:
+        piece = self._pieces[layer]
+        if piece is None or piece.weights is not weights:
+            piece = _Piece(weights, self._enter(weights), self._leave(weights))
+            self._pieces[layer] = piece
+        return piece
 
+    def _enter(self, weights: LayerWeights) -> Tape:
+        b, tape = self.buffers, Tape(self.capacity)
+        tape.rms_norm(b.hidden, weights.attn_norm, self.spec.norm.eps, b.normed)
+        tape.linear(b.normed, weights.qkv, b.qkv)
+        return tape
 
-def _logits(spec: ModelSpec, ctx: ForwardContext, ends: EndWeights, b: Activations) -> torch.Tensor:
-    hidden, delta = b.hidden[ctx.sample_rows], b.delta[ctx.sample_rows]
-    normed = add_rms_norm(hidden, delta, ends.final_norm, spec.norm.eps, b.normed.dtype)
-    return linear(normed, ends.lm_head)
+    def _leave(self, weights: LayerWeights) -> Tape:
+        b, tape = self.buffers, Tape(self.capacity)
+        tape.linear_add(b.attended, weights.o, b.hidden)
+        tape.rms_norm(b.hidden, weights.mlp_norm, self.spec.norm.eps, b.normed)
+        tape.linear_silu_mul(b.normed, weights.gate_up, b.gated)
+        tape.linear_add(b.gated, weights.down, b.hidden)
+        return tape
+
+    def _logits(self, ctx: ForwardContext, ends: EndWeights) -> torch.Tensor:
+        hidden = self.buffers.hidden[ctx.sample_rows]
+        normed = rms_norm(hidden, ends.final_norm, self.spec.norm.eps, self.buffers.normed.dtype)
+        return linear(normed, ends.lm_head)

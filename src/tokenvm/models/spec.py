@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import torch
 
-from tokenvm.errors import ConfigError, LimitTooSmall
+from tokenvm.errors import ConfigError
 
 MIN_BLOCK_TOKENS: Final = 16
 MAX_BLOCK_TOKENS: Final = 256
@@ -122,21 +122,6 @@ class ModelSpec:
         while tokens < MAX_BLOCK_TOKENS and self.part_bytes(tokens, torch.bfloat16) < _TARGET_PART_BYTES:
             tokens *= 2
         return tokens
-
-    def block_tokens_within(self, page_size: int, dtype: torch.dtype) -> int:
-        """Return the largest multiple of 16 tokens, at most 256, whose page has at most `page_size` bytes.
-
-        Raises LimitTooSmall when not even 16 tokens fit.
-        """
-        smallest = self.page_bytes(MIN_BLOCK_TOKENS, dtype)
-        if page_size < smallest:
-            raise LimitTooSmall(
-                f"page_size={page_size} bytes holds fewer than {MIN_BLOCK_TOKENS} tokens of this model: "
-                f"use page_size={smallest} or more, or leave it out",
-                smallest,
-            )
-        sizes = range(MAX_BLOCK_TOKENS, 0, -MIN_BLOCK_TOKENS)
-        return next(tokens for tokens in sizes if self.page_bytes(tokens, dtype) <= page_size)
 
     def check_block_tokens(self, block_tokens: int) -> None:
         """Raise ConfigError unless `block_tokens` is a multiple of 16 from 16 to 256."""

@@ -18,6 +18,7 @@ class Limits:
     """What a step and the memory can hold.
 
     `device_slots` bounds the pages that sequences may fill at once, `held_pages` those they may own over all tiers.
+    An open page takes `open_slots` device slots. Of `held_pages`, the tiers below the device hold `lower_pages`.
     """
 
     max_num_seqs: int
@@ -28,10 +29,16 @@ class Limits:
     held_pages: int
     vocab_size: int
     eos_token_ids: frozenset[int] = frozenset()
+    open_slots: int = 1
+    lower_pages: int = 0
 
     def __post_init__(self) -> None:
-        assert self.device_slots >= 2, "one slot for an open page and one spare"
+        assert self.device_slots > self.open_slots >= 1, "the slots of an open page and one spare"
         assert min(self.max_num_seqs, self.max_tokens_per_forward, self.block_tokens, self.held_pages) >= 1
+
+    def most_pages(self, sequences: int) -> int:
+        """Return how many pages so many sequences may own: all below the device, or beside what open ones take."""
+        return max(self.held_pages - sequences * (self.open_slots - 1), self.lower_pages)
 
 
 class Scheduler:
@@ -106,10 +113,11 @@ class Scheduler:
         spans: list[Span] = []
         for sequence in sorted(self._running.values(), key=lambda s: not s.decoding):
             count = min(sequence.pending, budget, self._chunk_tokens(sequence, spans))
+            count = self._whole_pages(sequence.computed, count)
             if count > 0:
                 spans.append(Span(sequence.seq, sequence.computed, count, count == sequence.pending))
                 budget -= count
-        promised = sum(self._pages(sequence) for sequence in self._running.values())
+        promised = sum(self._slots(sequence) for sequence in self._running.values())
         return Plan(tuple(spans), spills=promised > self.limits.device_slots)
 
     def commit(self, plan: Plan, tokens: Mapping[SeqId, int], lost: Mapping[SeqId, int]) -> list[Event]:
@@ -153,7 +161,7 @@ class Scheduler:
         for seq, sequence in list(self._waiting.items()):
             held += self._pages(sequence)
             crowd = len(self._running) + 1
-            if crowd > self._crowd_limit or held > self.limits.held_pages:
+            if crowd > self._crowd_limit or held > self.limits.most_pages(crowd):
                 return
             del self._waiting[seq]
             sequence.status = Status.RUNNING
@@ -162,23 +170,38 @@ class Scheduler:
     @property
     def _crowd_limit(self) -> int:
         """Each running sequence has an open page on the device, and one slot is spare."""
-        return min(self.limits.max_num_seqs, self.limits.device_slots - 1)
+        return min(self.limits.max_num_seqs, (self.limits.device_slots - 1) // self.limits.open_slots)
 
     def _pages(self, sequence: Sequence) -> int:
         """Return how many pages a sequence owns at most: the last token produced needs no KV."""
         tokens = sequence.prompt_tokens + sequence.max_new_tokens - 1
         return -(-tokens // self.limits.block_tokens)
 
-    def _chunk_tokens(self, sequence: Sequence, spans: list[Span]) -> int:
-        """Return how many tokens may run before the pages they fill outnumber what one step may create.
+    def _slots(self, sequence: Sequence) -> int:
+        """Return how many slots a sequence takes at most: its pages, and what an open page takes beside its own."""
+        return self._pages(sequence) + self.limits.open_slots - 1
 
-        Half of the slots that open pages leave over: while one half is computed, the other is written behind.
+    def _chunk_tokens(self, sequence: Sequence, spans: list[Span]) -> int:
+        """Return how many tokens may run before the pages they fill need every slot.
+
+        Slots hold the open pages of the others, the sequence's own, and what the step makes: pages are written down
+        while a step fills them, so that the next one may take all slots again.
         """
         block = self.limits.block_tokens
-        share = max(1, (self.limits.device_slots - len(self._running)) // 2)
-        created = sum(-(-span.end // block) - -(-span.start // block) for span in spans)
         open_tokens = -sequence.computed % block
+        share = self.limits.device_slots - len(self._running) * self.limits.open_slots + (open_tokens == 0)
+        share = max(1, share)
+        created = sum(-(-span.end // block) - -(-span.start // block) for span in spans)
         return open_tokens + max(0, share - created) * block
+
+    def _whole_pages(self, start: int, count: int) -> int:
+        """Cut a span that fills an open page and goes on, so that it ends with a page: one open page a sequence.
+
+        Only where an open page takes more than its own slot.
+        """
+        block, end = self.limits.block_tokens, start + count
+        crosses = start % block and end // block > start // block
+        return count - end % block if crosses and self.limits.open_slots > 1 else count
 
     def _refuse_impossible(self, request: Request) -> None:
         ids, limits = request.prompt_token_ids, self.limits
@@ -202,8 +225,9 @@ class Scheduler:
 
     def _refuse_oversized(self, sequence: Sequence) -> None:
         needed = self._pages(sequence)
-        if needed > self.limits.held_pages:
+        most = self.limits.most_pages(sequences=1)
+        if needed > most:
             raise RequestError(
                 f"this request needs {needed} pages of {self.limits.block_tokens} tokens and all tiers together hold "
-                f"{self.limits.held_pages}: raise nvme_limit, host_memory or kv_limit, or lower max_tokens"
+                f"{most}: raise nvme_limit, host_memory or kv_limit, or lower max_tokens"
             )

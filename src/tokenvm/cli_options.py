@@ -1,0 +1,53 @@
+"""Options that several commands share, and how settings given on the command line are merged with the others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tokenvm.config import Resolved, config_path, read_config_file, resolve
+from tokenvm.errors import ConfigError
+
+Model = Annotated[str, typer.Option(help="A built-in name (smollm2), a Hugging Face folder or a .gguf file.")]
+KvLimit = Annotated[str | None, typer.Option(help='Memory for KV pages, such as "64MB".')]
+HostMemory = Annotated[str | None, typer.Option(help="Memory of the host tier; 0 switches it off.")]
+NvmePath = Annotated[Path | None, typer.Option(help="Folder for pages on disk.")]
+NvmeLimit = Annotated[str | None, typer.Option(help="Disk space for pages; 0 switches the tier off.")]
+BlockTokens = Annotated[str | None, typer.Option(help="Tokens a page: auto or 16 to 256.")]
+KvCacheDtype = Annotated[
+    str | None, typer.Option(help="How KV is kept: auto (exactly), int8 or fp8 (half the bytes, lossy).")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Compute threads; by default every core this process may use.")
+]
+Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
+
+
+def merged_memory(**given: Any) -> Resolved:
+    """Merge the command line with environment, file and defaults."""
+    overrides = {name: str(value) for name, value in given.items() if value is not None}
+    path = config_path(os.environ)
+    return resolve({}, os.environ, read_config_file(path), command_line=overrides, file_name=str(path))
+
+
+def fractions_of(text: str) -> list[float]:
+    """Read "1,0.5,0.1"; ConfigError where that is no list of shares above 0 and at most 1."""
+    try:
+        fractions = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f'--kv-fraction "{text}" is not a list of numbers: type --kv-fraction 1,0.5,0.1'
+        ) from None
+    for fraction in fractions:
+        check_fraction(fraction)
+    return fractions
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise ConfigError unless it is above 0 and at most 1."""
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"--kv-fraction {fraction} is not above 0 and at most 1: type --kv-fraction 0.1")
