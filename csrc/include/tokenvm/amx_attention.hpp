@@ -2,6 +2,7 @@
 // page by page. Include after it.
 #pragma once
 
+#include "tokenvm/amx_fixed.hpp"
 #include "tokenvm/amx_softmax.hpp"
 #include "tokenvm/amx_tiles.hpp"
 
@@ -26,6 +27,22 @@ inline const char* keys_of(const WalkJob& job, std::int64_t page) {
   return reinterpret_cast<const char*>(static_cast<std::uintptr_t>(job.parts[page])) + job.head_bytes;
 }
 
+// Lines to bring near.
+struct PageAhead {
+  const char* data;
+  std::int64_t lines;
+};
+
+// The share of the page after `unit`'s that is brought near while `unit` waits for its softmax.
+inline PageAhead share_ahead(const WalkJob& job, const Unit& unit) {
+  if (unit.page + 1 >= job.page_count) return {nullptr, 0};
+  const std::int64_t lines = job.tokens * job.head_dim / 16, tiles = ceil_to(job.rows, kUnitRows) / kUnitRows;
+  const std::int64_t share = ceil_to((lines + tiles - 1) / tiles, kUnitRows), from = share * unit.tile;
+  const std::int64_t left = lines - from;
+  if (left <= 0) return {nullptr, 0};
+  return {keys_of(job, unit.page + 1) + 64 * from, share < left ? share : left};
+}
+
 // The tile products that run beside the softmax of one unit: the weights of the unit before it times their
 // values, then the queries of the unit after it times their keys. A step is two TDPBF16PS where it can be. The
 // results of a step are stored one or two steps later, when they are there: a store that waits would hold up
@@ -40,8 +57,8 @@ class Products {
     group_ = chunk_ = half_ = column_ = 0;
     value_steps_ = weighed == nullptr ? 0 : weighed->tokens() / 32 * (job_.head_dim / 32);
     key_steps_ = next == nullptr ? 0 : next->tokens() / 16;
-    left_ = 0;
-    if (next != nullptr) ahead_ = ahead_of(*next);
+    ahead_ = next == nullptr ? PageAhead{nullptr, 0} : share_ahead(job_, *next);
+    lines_ = steps() > 0 ? ahead_.lines / steps() + 1 : ahead_.lines;
   }
 
   std::int64_t steps() const { return value_steps_ + key_steps_; }
@@ -61,18 +78,9 @@ class Products {
   }
 
  private:
-  // The share of the page after `unit`'s that is brought near while `unit` waits for its softmax.
-  const char* ahead_of(const Unit& unit) {
-    const std::int64_t bytes = 4 * job_.tokens * job_.head_dim, tiles = ceil_to(job_.rows, kUnitRows) / kUnitRows;
-    const std::int64_t page = unit.page + 1 < job_.page_count ? unit.page + 1 : unit.page;
-    const std::int64_t share = ceil_to(bytes / tiles, 64), from = share * unit.tile < bytes ? share * unit.tile : bytes;
-    left_ = page == unit.page ? 0 : (share < bytes - from ? share : bytes - from) / 64;
-    lines_ = steps() > 0 ? left_ / steps() + 1 : left_;
-    return keys_of(job_, page) + from;
-  }
-
   void prefetch() {
-    for (std::int64_t i = 0; i < lines_ && left_ > 0; ++i, --left_, ahead_ += 64) _mm_prefetch(ahead_, _MM_HINT_T1);
+    for (std::int64_t i = 0; i < lines_ && ahead_.lines > 0; ++i, --ahead_.lines, ahead_.data += 64)
+      _mm_prefetch(ahead_.data, _MM_HINT_T1);
   }
 
   void value_step() {
@@ -182,8 +190,8 @@ class Products {
   const Unit* next_ = nullptr;
   std::int64_t group_ = 0, chunk_ = 0, half_ = 0, column_ = 0;
   std::int64_t value_steps_ = 0, key_steps_ = 0;
-  const char* ahead_ = nullptr;
-  std::int64_t left_ = 0, lines_ = 0;
+  PageAhead ahead_{nullptr, 0};
+  std::int64_t lines_ = 0;
 };
 
 // The units of a walk in order: page after page, all tiles of rows of each. What no row sees is left out.
@@ -203,17 +211,7 @@ class Units {
   bool fill(Unit& unit, std::int64_t tile, float* scores) const {
     const std::int64_t T = job_.tokens, start = job_.start + page_ * T, first = tile * kUnitRows;
     const std::int64_t rows = job_.rows - first < kUnitRows ? job_.rows - first : kUnitRows;
-    Span span{T, 0};
-    unit.whole = true;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const Span seen = seen_tokens(job_.position[first + r] - start, job_.window, T, job_.later);
-      unit.begin[r] = static_cast<std::int32_t>(seen.begin);
-      unit.end[r] = static_cast<std::int32_t>(seen.end);
-      unit.whole &= seen.begin == 0 && seen.end == T;
-      if (seen.begin >= seen.end) continue;
-      if (seen.begin < span.begin) span.begin = seen.begin;
-      if (seen.end > span.end) span.end = seen.end;
-    }
+    const Span span = see(unit, first, rows, start);
     if (span.begin >= span.end) return false;
     unit.q = job_.q_tiles + first * job_.head_dim;
     unit.keys = keys_of(job_, page_);
@@ -222,6 +220,36 @@ class Units {
     unit.scores = {scores,     T,        rows,       floor_to(span.begin, 32), ceil_to(span.end, 32),
                    unit.begin, unit.end, job_.scale, unit.peak,                unit.mass};
     return true;
+  }
+
+  bool all_see(const std::int64_t* position, std::int64_t rows, std::int64_t start) const {
+    const __m512i newest = _mm512_set1_epi64(job_.window > 0 ? start + job_.window - 1 : INT64_MAX);
+    const __m512i oldest = _mm512_set1_epi64(start + job_.tokens - (job_.later ? 0 : 1));
+    bool all = true;
+    for (std::int64_t r = 0; r < rows; r += 8) {
+      const __mmask8 there = static_cast<__mmask8>(lanes_between(0, rows - r));
+      const __m512i p = _mm512_maskz_loadu_epi64(there, position + r);
+      all &= _mm512_mask_cmp_epi64_mask(there, p, oldest, _MM_CMPINT_LT) == 0 &&
+             _mm512_mask_cmp_epi64_mask(there, p, newest, _MM_CMPINT_NLE) == 0;
+    }
+    return all;
+  }
+
+  // Sets what each row sees; returns what any sees.
+  Span see(Unit& unit, std::int64_t first, std::int64_t rows, std::int64_t start) const {
+    const std::int64_t T = job_.tokens;
+    unit.whole = all_see(job_.position + first, rows, start);
+    if (unit.whole) return {0, T};
+    Span span{T, 0};
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const Span seen = seen_tokens(job_.position[first + r] - start, job_.window, T, job_.later);
+      unit.begin[r] = static_cast<std::int32_t>(seen.begin);
+      unit.end[r] = static_cast<std::int32_t>(seen.end);
+      if (seen.begin >= seen.end) continue;
+      if (seen.begin < span.begin) span.begin = seen.begin;
+      if (seen.end > span.end) span.end = seen.end;
+    }
+    return span;
   }
 
   const WalkJob& job_;
@@ -251,6 +279,45 @@ inline void softmax_beside(const Unit& unit, Products& products) {
   });
 }
 
+// One turn of the pipeline for pages of D dimensions and T tokens; false if the units are not of the kind.
+template <int D, int T>
+inline bool turn_fixed(const WalkJob& job, const Unit* weighed, const Unit* current, const Unit* next) {
+  if (job.head_dim != D || job.tokens != T || job.partial) return false;
+  for (const Unit* unit : {weighed, current, next})
+    if (unit == nullptr || !unit->whole || unit->scores.rows != kUnitRows) return false;
+  const std::int64_t first = weighed->tile * kUnitRows;
+  alignas(64) float keep[16], take[16];
+  fold_scalars(16, weighed->peak, weighed->mass, job.peak + first, job.mass + first, keep, take);
+  const PageAhead ahead = share_ahead(job, *next);
+  FixedStretch<D, T> stretch{.q = next->q,
+                             .keys = reinterpret_cast<const bf16*>(next->keys),
+                             .next_scores = next->scores.data,
+                             .values = reinterpret_cast<const bf16*>(weighed->keys) + T * D,
+                             .page_acc = job.page_acc,
+                             .acc = job.acc + first * D,
+                             .keep = keep,
+                             .take = take,
+                             .ahead = ahead.data,
+                             .lines = ahead.lines / kUnitRows};
+  softmax_stretch(current->scores, stretch, std::make_index_sequence<16>());
+  return true;
+}
+
+// One turn for any units, each of which may be missing.
+inline void turn(const WalkJob& job, Products& products, const Unit* weighed, const Unit* current,
+                 const Unit* next) {
+  products.begin(weighed, next);
+  if (current != nullptr) {
+    if (current->whole)
+      softmax_beside<true>(*current, products);
+    else
+      softmax_beside<false>(*current, products);
+  }
+  while (products.step()) {
+  }
+  if (weighed != nullptr) take(job, *weighed);
+}
+
 // A pipeline of three units: while one is in its softmax, the tile unit multiplies the one before and the one
 // after. Two buffers of scores suffice, since the weights of the first are read before the scores of the third
 // are written.
@@ -264,11 +331,8 @@ inline void walk_tiles(const WalkJob& job) {
   for (std::int64_t i = 0;; ++i) {
     Unit* next = units.next(slots[i % 3], job.scores + i % 2 * buffer) ? &slots[i % 3] : nullptr;
     if (next == nullptr && current == nullptr && weighed == nullptr) return;
-    products.begin(weighed, next);
-    if (current != nullptr) current->whole ? softmax_beside<true>(*current, products) : softmax_beside<false>(*current, products);
-    while (products.step()) {
-    }
-    if (weighed != nullptr) take(job, *weighed);
+    if (!turn_fixed<64, 128>(job, weighed, current, next) && !turn_fixed<64, 64>(job, weighed, current, next))
+      turn(job, products, weighed, current, next);
     weighed = current, current = next;
   }
 }

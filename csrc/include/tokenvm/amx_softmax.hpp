@@ -65,12 +65,15 @@ inline __m512 highest(const Scores& s, std::int64_t row) {
   return _mm512_max_ps(high, higher);
 }
 
+// Finds the peaks; returns what is to be added to the scaled dots of each row.
 template <bool Whole>
-inline void find_peaks(const Scores& s) {
+inline __m512 find_peaks(const Scores& s) {
   __m512 high[16];
   for (int r = 0; r < 16; ++r) high[r] = r < s.rows ? highest<Whole>(s, r) : _mm512_setzero_ps();
   const __m512 top = combine_lanes(high, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
-  _mm512_storeu_ps(s.peak, _mm512_mul_ps(top, _mm512_set1_ps(s.scale)));
+  const __m512 peak = _mm512_mul_ps(top, _mm512_set1_ps(s.scale));
+  _mm512_storeu_ps(s.peak, peak);
+  return _mm512_xor_ps(_mm512_mul_ps(peak, _mm512_set1_ps(kLog2E)), _mm512_set1_ps(-0.0f));
 }
 
 // exp2_lanes of N vectors, step by step over all of them, so that neighbouring instructions do not wait for
@@ -106,8 +109,8 @@ inline void weigh_some(const Scores& s, std::int64_t row, std::int64_t token, __
 
 // Weighs one row, which sees something; returns the sixteen partial sums of its mass.
 template <bool Whole>
-inline __m512 weigh_row(const Scores& s, std::int64_t row) {
-  const __m512 offset = _mm512_set1_ps(-(s.peak[row] * kLog2E));
+__attribute__((always_inline)) inline __m512 weigh_row(const Scores& s, std::int64_t row, float add) {
+  const __m512 offset = _mm512_set1_ps(add);
   __m512 mass[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   std::int64_t t = s.first;
   for (; t + 64 <= s.last; t += 64) weigh_some<Whole, 4>(s, row, t, offset, mass);
@@ -119,11 +122,12 @@ inline __m512 weigh_row(const Scores& s, std::int64_t row) {
 // are of no consequence: a row of weights only reaches the same row of results, and that is not taken.
 template <bool Whole, class Between>
 inline void softmax_rows(const Scores& s, Between between) {
-  find_peaks<Whole>(s);
+  alignas(64) float offset[16];
+  _mm512_store_ps(offset, find_peaks<Whole>(s));
   __m512 mass[16];
   for (std::int64_t r = 0; r < 16; ++r) mass[r] = _mm512_setzero_ps();
   for (std::int64_t r = 0; r < s.rows; ++r) {
-    if (Whole || s.begin[r] < s.end[r]) mass[r] = weigh_row<Whole>(s, r);
+    if (Whole || s.begin[r] < s.end[r]) mass[r] = weigh_row<Whole>(s, r, offset[r]);
     asm volatile("" ::: "memory");  // tile loads and stores stay between rows
     between();
   }

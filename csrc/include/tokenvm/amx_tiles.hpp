@@ -42,6 +42,12 @@ inline void add_product() {
 
 // `stride` in bytes.
 template <int Register>
+inline void load_tile(const void* data, std::int64_t stride) {
+  asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(Register), "r"(data), "r"(stride));
+}
+
+// `stride` in bytes.
+template <int Register>
 inline void store_whole_tile(float* out, std::int64_t stride) {
   asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(Register), "r"(out), "r"(stride) : "memory");
 }
