@@ -189,7 +189,7 @@ def test_raw_bytes_of_open_pages_need_room_on_the_device_but_none_below() -> Non
         if fits:
             schedule.add(request("a", prompt=8 * 16, max_tokens=1))
             continue
-        with pytest.raises(RequestError, match="needs 8 pages .* hold 7:"):
+        with pytest.raises(RequestError, match=r"needs 8 pages .* hold 7:"):
             schedule.add(request("a", prompt=8 * 16, max_tokens=1))
 
 
