@@ -180,15 +180,7 @@ class Stream:
 
 def _layer_of(layout: Layout, layer: int) -> Program:
     part = slice(layer * layout.streams, (layer + 1) * layout.streams)
-    whole = layout.program
-    return Program(
-        whole.kind[part],
-        whole.check[part],
-        whole.fd[part],
-        whole.place[part],
-        whole.nbytes[part],
-        whole.checksum[part],
-    )
+    return layout.program.rows(part)
 
 
 class Staged:

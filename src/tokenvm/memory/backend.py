@@ -9,11 +9,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenvm.memory.codec import Codec
 from tokenvm.vocab import Answer
 
 
@@ -31,11 +32,16 @@ OUTWARD = 1
 
 
 class Check(enum.IntEnum):
-    """What is done with the CRC-32C of the near side's bytes."""
+    """What is done with the CRC-32C of a part's bytes, as they are stored in source and target.
+
+    COMPUTE reports the target's. VERIFY compares the source's, and reports the target's of a write, the source's
+    of a read. RENEW compares the source's and reports the target's, which is another where one of them packs.
+    """
 
     NONE = 0
     COMPUTE = 1
     VERIFY = 2
+    RENEW = 3
 
 
 class Status(enum.IntEnum):
@@ -60,8 +66,35 @@ MOVED_NAMES: Final[Mapping[Kind, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Packing:
+    """Columns of n copies to or from a store with a codec: how each part lies on the far side.
+
+    `far_bytes` lie at the copy's place: where `packed`, the encoded part; else the beginning of the part, whose
+    rest lies at `tail`. A write that asks for `packed` and does not fit is stored as it is.
+    """
+
+    packed: NDArray[np.uint8]
+    far_bytes: NDArray[np.uint64]
+    tail: NDArray[np.uint64]
+
+    @classmethod
+    def none(cls, nbytes: NDArray[np.uint64]) -> Self:
+        """Say that parts lie as they are, each in one place."""
+        return cls(np.zeros(nbytes.shape, np.uint8), nbytes.copy(), np.zeros(nbytes.shape, np.uint64))
+
+    @property
+    def columns(self) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64]]:
+        """The three, in the order of the fields."""
+        return self.packed, self.far_bytes, self.tail
+
+    def rows(self, rows: slice) -> Packing:
+        """Return some of them; the columns are views."""
+        return Packing(self.packed[rows], self.far_bytes[rows], self.tail[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
-    """Columns of n inward copies, in order, whose near side the ring chooses."""
+    """Columns of n inward copies, in order, whose near side the ring chooses. No `packing`: see `Packing.none`."""
 
     kind: NDArray[np.uint8]
     check: NDArray[np.uint8]
@@ -69,14 +102,30 @@ class Program:
     place: NDArray[np.uint64]
     nbytes: NDArray[np.uint64]
     checksum: NDArray[np.uint32]
+    packing: Packing | None = None
 
     def __len__(self) -> int:
         return len(self.kind)
 
+    def rows(self, rows: slice) -> Program:
+        """Return some of its copies; the columns are views."""
+        return Program(
+            self.kind[rows],
+            self.check[rows],
+            self.fd[rows],
+            self.place[rows],
+            self.nbytes[rows],
+            self.checksum[rows],
+            self.packing and self.packing.rows(rows),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Columns of n copies. Neighbours that continue one another in a file are carried out as one call."""
+    """Columns of n copies. Neighbours that continue one another in a file are carried out as one call.
+
+    No `packing`: see `Packing.none`.
+    """
 
     kind: NDArray[np.uint8]
     check: NDArray[np.uint8]
@@ -85,6 +134,7 @@ class Copies:
     address: NDArray[np.uint64]
     nbytes: NDArray[np.uint64]
     checksum: NDArray[np.uint32]
+    packing: Packing | None = None
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -92,10 +142,14 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """One `Status` and one CRC-32C (0 where none was computed) per copy."""
+    """Per copy one `Status`, one CRC-32C (0 where none was computed), and whether it is stored packed (0 or 1).
+
+    Of which bytes the checksum is, `Check` says.
+    """
 
     status: NDArray[np.uint8]
     checksums: NDArray[np.uint32]
+    packed: NDArray[np.uint8]
 
 
 class Region(Protocol):
@@ -194,6 +248,10 @@ class DeviceBackend(Protocol):
 
     def allocate(self, nbytes: int) -> Region:
         """Lend at least `nbytes`; StorageError where there is no such room."""
+        ...
+
+    def use(self, codec: Codec) -> None:
+        """Say what packs parts, before the first packed copy."""
         ...
 
     def copies(self) -> CopyEngine:
