@@ -150,6 +150,7 @@ def report(contest: Contest, figures: dict[str, dict[str, list[float]]], best: d
         "bench": "compare",
         "machine": machine(),
         "rounds": contest.options.rounds,
+        "threads_tried": contest.options.threads,
         "rows": rows,
         "threads": best,
         "settings": settings,
@@ -178,10 +179,11 @@ def _grid(rows: list[dict[str, Any]], peers: list[str]) -> Grid:
 def _notes(values: dict[str, Any]) -> list[str]:
     first = {peer: next(iter(each.values())) for peer, each in values["settings"].items()}
     versions = ", ".join(f"{peer} {settings.get('version', '')}".strip() for peer, settings in first.items())
+    tried = " and ".join(map(str, values["threads_tried"]))
     skipped = [f"{peer}: skipped, {why}." for peer, why in values["skipped"].items()]
     return [
         f"Medians of {values['rounds']} rounds, in turn; ratios of each round by itself: above 1 TokenVM is faster. "
-        f"Versions: {versions}. Each at its best of 1 and all threads, and with all KV in memory.",
+        f"Versions: {versions}. Each at its best of {tried} threads, with all KV in memory.",
         *skipped,
     ]
 

@@ -49,6 +49,8 @@ from tokenvm.staging import Round
 class NaiveStaged:
     """What the decoder asks of staged pages, over a source of parts and one open page in memory."""
 
+    own = None
+
     def __init__(
         self, source: Mapped | OnDemand, open_page: int, file: KvFile, block: int, span: range
     ) -> None:
@@ -72,6 +74,7 @@ class NaiveStaged:
             else:
                 yield self._round([page])
         yield self._round([*found, last])
+        self._source.used(layer)
 
     def _round(self, pages: list[tuple[int, int]]) -> tuple[Round, np.ndarray]:
         segments = np.array([[0, len(self.positions), 0, len(pages)]], np.int32)

@@ -1,6 +1,6 @@
 """How well the model predicts a text: the measure of what a lossy KV format costs.
 
-    PYTHONPATH=src python benchmarks/perplexity.py TEXT --window 1024 --tokens 20000 --kv auto,int8,fp8
+    PYTHONPATH=src python benchmarks/perplexity.py TEXT --window 1024 --tokens 32768 --formats auto,int8,fp8
 
 The text is cut into windows that do not overlap; in each, every token but the first is predicted from those before it.
 Formats are run window by window in turn, and compared on the very same tokens. The smaller the better.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -55,45 +56,70 @@ def windows(ids: list[int], length: int) -> list[list[int]]:
 
 def subject_for(options: argparse.Namespace, kv: str) -> Subject:
     """Open the model with KV in a format; "auto" is that of the weights."""
-    memory = {} if kv == "auto" else {FIELD: kv}
+    memory: dict[str, object] = {"block_tokens": options.block_tokens}
+    if kv != "auto":
+        memory[FIELD] = kv
     return open_subject(options.model, options.dtype, MemoryConfig.model_validate(memory), None)
 
 
-def measure(options: argparse.Namespace, kv: str, texts: list[list[int]]) -> list[float]:
-    """Return the negative log-likelihood of every predicted token under one KV format."""
+def measure(options: argparse.Namespace, kv: str, texts: list[list[int]]) -> list[list[float]]:
+    """Return the negative log-likelihood of every predicted token of each window, under one KV format."""
     subject = subject_for(options, kv)
     _, geometry = needs_of(subject.model, subject.settings)
-    found: list[float] = []
+    found: list[list[float]] = []
     with subject.engine(Paging(), options.window) as engine:
         model = Forward(subject.model, geometry, options.rows, options.window)
         for number, text in enumerate(texts):
             with turn(options.lock):
-                found += nll(engine, model, number, text, options.rows)
-            so_far = math.exp(sum(found) / len(found))
-            print(f"{kv}: window {number + 1} of {len(texts)}, perplexity {so_far:.4f}", flush=True)
+                found.append(nll(engine, model, number, text, options.rows))
+            print(
+                f"{kv}: window {number + 1} of {len(texts)}, perplexity {perplexity(found):.4f}", flush=True
+            )
     return found
 
 
-def report(options: argparse.Namespace, values: dict[str, list[float]], texts: list[list[int]]) -> Report:
+def perplexity(losses: list[list[float]]) -> float:
+    """Return e to the mean loss of a token."""
+    return math.exp(statistics.fmean(loss for window in losses for loss in window))
+
+
+def change(losses: list[list[float]], exact: list[list[float]]) -> tuple[float, float]:
+    """Return how much larger the perplexity is, relatively, and the standard error of that over paired windows."""
+    pairs = zip(losses, exact, strict=True)
+    changes = [statistics.fmean(a) - statistics.fmean(b) for a, b in pairs]
+    error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else 0.0
+    return perplexity(losses) / perplexity(exact) - 1, error
+
+
+def report(
+    options: argparse.Namespace, values: dict[str, list[list[float]]], texts: list[list[int]]
+) -> Report:
     """Put perplexities and their change against the first format into a table."""
-    perplexity = {kv: math.exp(sum(each) / len(each)) for kv, each in values.items()}
-    first = next(iter(perplexity.values()))
-    rows: list[dict[str, Any]] = [
-        {"kv": kv, "perplexity": value, "change": value / first - 1} for kv, value in perplexity.items()
-    ]
+    first = next(iter(values.values()))
+    rows: list[dict[str, Any]] = []
+    for kv, losses in values.items():
+        more, error = change(losses, first)
+        rows.append({"kv": kv, "perplexity": perplexity(losses), "change": more, "change_error": error})
     figures = {
         "bench": "perplexity",
         "model": options.model,
         "text": options.text.name,
         "window_tokens": options.window,
-        "tokens": len(next(iter(values.values()))),
+        "tokens": sum(map(len, first)),
         "rows": rows,
         "machine": machine(),
     }
-    cells = [[row["kv"], f"{row['perplexity']:.4f}", f"{100 * row['change']:+.3f} %"] for row in rows]
+    cells = [
+        [
+            row["kv"],
+            f"{row['perplexity']:.4f}",
+            f"{100 * row['change']:+.3f} % ± {100 * row['change_error']:.3f}",
+        ]
+        for row in rows
+    ]
     note = (
         f"{options.text.name}: {len(texts)} windows of {options.window} tokens, {figures['tokens']:,} predicted, "
-        f"{options.dtype} weights."
+        f"{options.dtype} weights. Change: against the first, with its standard error over windows."
     )
     return Report("perplexity", figures, [Grid(("KV format", "perplexity", "change"), cells)], [note])
 
@@ -106,9 +132,10 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--kv", default="auto", help=f"KV formats ({FIELD}), comma separated")
+    parser.add_argument("--formats", default="auto", help=f"KV formats ({FIELD}), comma separated")
+    parser.add_argument("--block-tokens", default="auto")
     parser.add_argument("--window", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=20_000, help="tokens of the text that are read")
+    parser.add_argument("--tokens", type=int, default=32_768, help="tokens of the text that are read")
     parser.add_argument("--rows", type=int, default=256, help="tokens a pass")
     parser.add_argument("--lock", type=Path, help="a lock file held during each window")
     parser.add_argument("--write", type=Path, help="a Markdown file with a section named perplexity")
@@ -118,7 +145,7 @@ def main() -> None:
     texts = windows(tokenizer.encode(options.text.read_text("utf-8"))[: options.tokens], options.window)
     if not texts:
         parser.error(f"{options.text} is shorter than a window: type --window 256, or name a longer text")
-    values = {kv: measure(options, kv, texts) for kv in options.kv.split(",")}
+    values = {kv: measure(options, kv, texts) for kv in options.formats.split(",")}
     result = report(options, values, texts)
     result.show(Console(highlight=False))
     if options.write:

@@ -18,28 +18,37 @@ from tokenvm.memory.disk import nameless_file, set_direct
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+HUGE = 2 << 20
+
+
 class KvFile:
-    """Whole pages in a file, layer by layer, so that a layer is one sequential read: the best case for read-ahead."""
+    """Whole pages in a file, layer by layer, so that a layer is one sequential read: the best case for read-ahead.
+
+    A layer begins at a multiple of 2 MiB: the system keeps what it reads ahead in pieces of up to that size, and never
+    gives up half of one.
+    """
 
     def __init__(self, folder: Path, pages: Pages, count: int) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.count = count
         _, self.layers, self.part_bytes = pages.parts.shape
+        self.layer_stride = -(-count * self.part_bytes // HUGE) * HUGE
         self.fd = nameless_file(folder)
         for layer in range(self.layers):
             for page in range(count):
                 os.pwrite(self.fd, pages.page(page)[layer].tobytes(), self.offset(layer, page))
+        os.ftruncate(self.fd, self.nbytes)
         os.fsync(self.fd)
         self.direct_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return self.layers * self.count * self.part_bytes
+        """Bytes of the file."""
+        return self.layers * self.layer_stride
 
     def offset(self, layer: int, page: int) -> int:
         """Where a part lies."""
-        return (layer * self.count + page) * self.part_bytes
+        return layer * self.layer_stride + page * self.part_bytes
 
     def close(self) -> None:
         """Give the file up."""
@@ -56,8 +65,7 @@ class Mapped:
         self._file = file
         self._map = mmap.mmap(file.fd, file.nbytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._base = np.frombuffer(self._map, np.uint8).ctypes.data
-        self._layer_bytes = file.count * file.part_bytes
-        self._kept = max(1, limit_bytes // self._layer_bytes)
+        self._kept = max(1, limit_bytes // file.layer_stride)
         self._recent: OrderedDict[int, None] = OrderedDict()
         LIBC.madvise(ctypes.c_void_p(self._base), ctypes.c_size_t(file.nbytes), mmap.MADV_DONTNEED)
         os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -66,9 +74,9 @@ class Mapped:
         """Yield (first page, address of its part): all pages of a layer lie one after another."""
         for page in range(self._file.count):
             yield page, self._base + self._file.offset(layer, page)
-        self._used(layer)
 
-    def _used(self, layer: int) -> None:
+    def used(self, layer: int) -> None:
+        """Hear that a layer was attended; give up what is beyond the limit."""
         self._recent[layer] = None
         self._recent.move_to_end(layer)
         while len(self._recent) > self._kept:
@@ -76,9 +84,9 @@ class Mapped:
 
     def _give_up(self, layer: int) -> None:
         begin = self._file.offset(layer, 0)
-        address, length = ctypes.c_void_p(self._base + begin), ctypes.c_size_t(self._layer_bytes)
+        address, length = ctypes.c_void_p(self._base + begin), ctypes.c_size_t(self._file.layer_stride)
         LIBC.madvise(address, length, mmap.MADV_DONTNEED)
-        os.posix_fadvise(self._file.fd, begin, self._layer_bytes, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(self._file.fd, begin, self._file.layer_stride, os.POSIX_FADV_DONTNEED)
 
     @property
     def at_once(self) -> bool:
@@ -102,7 +110,8 @@ class MappedFixed(Mapped):
 
     title = "mmap, fixed part kept"
 
-    def _used(self, layer: int) -> None:
+    def used(self, layer: int) -> None:
+        """Hear that a layer was attended; give it up unless it stays."""
         if layer >= self._kept:
             self._give_up(layer)
 
@@ -125,6 +134,9 @@ class OnDemand:
         """Yield (page, address of its part) as it arrives."""
         for page in range(self._file.count):
             yield page, self._arena.address + self._slot(layer, page) * self._file.part_bytes
+
+    def used(self, layer: int) -> None:
+        """Nothing to give up: slots are taken when they are needed."""
 
     @property
     def at_once(self) -> bool:

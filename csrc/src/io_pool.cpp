@@ -1,7 +1,10 @@
 #include "tokenvm/io_pool.hpp"
 
 #include <signal.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -28,6 +31,22 @@ class SignalsBlocked {
  private:
   sigset_t before_;
 };
+
+// A copy's thread runs for a moment and sleeps again, beside compute threads that fill every core. Asking for a short
+// slice lets it run as soon as it wakes (Linux 6.12 on; elsewhere it changes nothing).
+void ask_for_short_slices() {
+  struct {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime_ns, deadline_ns, period_ns;
+  } wish{};
+  wish.size = sizeof wish;
+  wish.nice = getpriority(PRIO_PROCESS, 0);
+  wish.runtime_ns = 100'000;
+  (void)syscall(SYS_sched_setattr, 0, &wish, 0u);
+}
 
 Landing landing_of(const Batch& batch) {
   if (batch.unfinished > 0) return Landing::kInFlight;
@@ -152,6 +171,7 @@ void IoPool::carry_out(Run& run, WorkSource* source, std::unique_lock<std::mutex
 }
 
 void IoPool::work() {
+  ask_for_short_slices();
   std::unique_lock<std::mutex> held(lock_);
   while (true) {
     Run run;

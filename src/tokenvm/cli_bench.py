@@ -153,14 +153,14 @@ def bench_codec(
     as_json: Json = False,
 ) -> None:
     """Put the KV of a real text through every lossless codec there is: ratio, and bytes a second both ways."""
-    from tokenvm.bench.codec import known_coders, measure
+    from tokenvm.bench.codec import measure, usable_codecs
     from tokenvm.bench.subject import turn
 
     subject = _subject(model, dtype, threads, None, lock)
     pages = _pages(subject, context, computed=True)
-    coders, skipped = known_coders()
+    codecs, skipped = usable_codecs()
     with turn(lock):
-        report = measure(pages, "KV of an English text", coders, skipped, rounds, _console())
+        report = measure(pages, "KV of an English text", codecs, skipped, rounds, _console())
     _finish(report, write, as_json)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from tokenvm.arrange import Layout, Reads, lay_out
 from tokenvm.clock import Clock
 from tokenvm.open_pages import OpenPages
 from tokenvm.residency.keys import page_key
 from tokenvm.residency.page_table import PageTable
 from tokenvm.residency.planner import Pages
 from tokenvm.schedule.plan import Plan
-from tokenvm.staging import Layout, Staged, Stream, lay_out
+from tokenvm.staging import Staged, Stream
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import PageKey, SeqId, Tier, UnitId
 
@@ -71,16 +72,17 @@ class KVCache:
         Raises:
             StorageError: there is no room for the pages that the plan fills.
         """
+        self.vm.end_along()
         self._extend(plan)
         if plan.decodes and self._layout is not None and self._layout.streams:
             self.vm.promote(self._running())
         layout = self._lay_out(plan)
-        pinned = [unit for unit, out in zip(layout.units, layout.streamed.tolist(), strict=True) if not out]
-        self.vm.ledger.pin(pinned)
+        expected = self._expect(plan, layout)
+        if plan.spills:
+            self.vm.write_along(self._filled_by(plan))
+        self.vm.ledger.pin(layout.resident)
         try:
-            staged = Staged(
-                self.vm, self._stream, layout, plan, self.block_tokens, self._clock, self._repeats(plan)
-            )
+            staged = Staged(self.vm, self._stream, layout, plan, self.block_tokens, self._clock, expected)
             if self._open_pages is not None:
                 staged.own = self._open_pages.arrange(
                     plan.spans, [self._table.pages(s.seq) for s in plan.spans]
@@ -89,9 +91,10 @@ class KVCache:
             self._spread_losses(staged.lost)
         except BaseException:
             self._forget_layout()
+            self.vm.end_along()
             raise
         finally:
-            self.vm.ledger.unpin(pinned)
+            self.vm.ledger.unpin(layout.resident)
 
     def commit(self, seq: SeqId, count: int, tokens: Sequence[int]) -> None:
         """Advance by `count` tokens that were appended; pages that became full are sealed and get their key.
@@ -164,11 +167,26 @@ class KVCache:
         return [self._table.pages(seq) for seq in self._table.sequences()]
 
     def _extend(self, plan: Plan) -> None:
-        for span in plan.spans:
-            for _ in range(self._table.missing_pages(span.seq, span.end)):
-                self._table.append(span.seq, self.vm.new_page(self._running()))
-            if self._open_pages is not None:
+        """Give every sequence the pages its span goes to; all have room before the first is made."""
+        missing = [(span.seq, self._table.missing_pages(span.seq, span.end)) for span in plan.spans]
+        wanted = sum(count for _, count in missing)
+        if wanted:
+            self.vm.make_room(wanted, self._running())
+        for seq, count in missing:
+            for _ in range(count):
+                self._table.append(seq, self.vm.new_page(self._running()))
+        if self._open_pages is not None:
+            for span in plan.spans:
                 self._open_pages.open(span, self._table.pages(span.seq), self._running())
+
+    def _filled_by(self, plan: Plan) -> list[UnitId]:
+        """Return the pages that are full once the plan is carried out."""
+        block = self.block_tokens
+        return [
+            unit
+            for span in plan.spans
+            for unit in self._table.pages(span.seq)[span.start // block : span.end // block]
+        ]
 
     def _close_pages(self, units: Sequence[UnitId]) -> None:
         if self._open_pages is not None:
@@ -189,9 +207,19 @@ class KVCache:
             self._layout_key = key
         return self._layout
 
-    def _repeats(self, plan: Plan) -> bool:
-        """Whether the next step will most likely read the very same parts: nobody fills a page now."""
-        return plan.decodes and all(span.end % self.block_tokens for span in plan.spans)
+    def _expect(self, plan: Plan, layout: Layout) -> Reads | None:
+        """Return what the next step will most likely stream: in decode the same, and the pages that leave for new ones.
+
+        None where nobody can tell.
+        """
+        if not plan.decodes or layout.lost:
+            return None
+        new_pages = sum(span.end % self.block_tokens == 0 for span in plan.spans)
+        if not new_pages:
+            return layout.reads
+        leaving = set(self.vm.foresee(new_pages, self._running()))
+        streamed = zip(layout.units, layout.streamed.tolist(), strict=True)
+        return Reads.of([unit for unit, out in streamed if out or unit in leaving], self.vm)
 
     def _spread_losses(self, lost: dict[SeqId, int]) -> None:
         """A damaged page is lost to all who share it."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tokenvm.errors import StorageError
 from tokenvm.kernels.paging import copy
+from tokenvm.memory.along import AlongBatch
 from tokenvm.memory.backend import DeviceBackend, Program, Ring
 from tokenvm.memory.device import DeviceArena
 from tokenvm.memory.tier import TierStore
@@ -55,6 +56,9 @@ class MemoryManager:
         self.ring: Ring = backend.ring(self._ring_region.address, max(1, ring_slots), stride)
         self._transfers = TransferEngine(backend, self._stores, self.ring)
         self._flying: list[Transfer] = []
+        self._along: tuple[Transfer, AlongBatch] | None = None  # what this step writes while it fills it
+        self._unsure: tuple[Move, ...] = ()  # its moves: their pages may never be committed
+        self._promised: list[UnitId] = []
 
     def new_page(self, running: Sequence[Pages]) -> UnitId:
         """Make an open page: a zero-filled device slot. What has to leave for it leaves.
@@ -77,7 +81,7 @@ class MemoryManager:
         self.settle()
         attempts = 0
         while (short := slots - self.ledger.free(Tier.DEVICE)) > 0:
-            victims = choose_victims(short, self.ledger, self.policy, running)
+            victims = self._keep_promise(short) or choose_victims(short, self.ledger, self.policy, running)
             if not victims and self._flying:
                 self._finish(
                     self._flying[0]
@@ -92,6 +96,13 @@ class MemoryManager:
                     "pages cannot be written to disk: check the disk below nvme_path, or set another"
                 )
         self._sweep()
+
+    def foresee(self, slots: int, running: Sequence[Pages]) -> list[UnitId]:
+        """Choose who leaves when the next step makes `slots` pages: of those with a copy below. It is kept to."""
+        short = slots - self.ledger.free(Tier.DEVICE)
+        chosen = choose_victims(short, self.ledger, self.policy, running) if short > 0 else []
+        self._promised = [victim.unit for victim in chosen if victim.parting is Parting.DROP]
+        return list(self._promised)
 
     def seal(self, unit: UnitId) -> None:
         """The page is full and committed; from now on it may have copies in every tier."""
@@ -109,6 +120,44 @@ class MemoryManager:
             self._start([self.ledger.begin(unit, Tier.DEVICE, tier) for unit, tier in chosen])
         except StorageError as error:
             _log.warning("pages are not written behind: %s", error)
+
+    def write_along(self, units: Sequence[UnitId]) -> None:
+        """Copy open pages down while a step fills them, each layer once `filled` says so; if that cannot be, behind."""
+        self.end_along()
+        moves = [self.ledger.begin(unit, Tier.DEVICE, tier) for unit in units if (tier := self._tier_below())]
+        if not moves:
+            return
+        try:
+            self._along = self._transfers.submit_along(moves)
+            self._unsure = tuple(moves)
+        except StorageError as error:
+            _log.warning("pages are not written while they fill: %s", error)
+            for move in moves:
+                self.ledger.fail(move)
+
+    def filled(self, layer: int) -> None:
+        """All that this step appends to the parts of a layer is there. A Ctrl-C in here strands slots until `close`."""
+        if self._along is None:
+            return
+        along, self._along = self._along, None
+        along[1].start(layer)
+        if along[1].complete:
+            self._flying.append(along[0])
+        else:
+            self._along = along
+
+    def end_along(self) -> None:
+        """Give up what was written along for pages that were not committed; nothing of it is in flight afterwards."""
+        if self._along is not None:
+            self._flying.append(self._along[0])
+            self._along = None
+        unsure, self._unsure = self._unsure, ()
+        stale = [move for move in unsure if self.ledger.stale(move)]
+        for transfer in [flying for flying in self._flying if set(flying.moves) & set(stale)]:
+            self._finish(transfer)
+        for move in stale:
+            if self.ledger.stale(move):
+                self.ledger.drop(move.unit, move.target)
 
     def promote(self, running: Sequence[Pages], keep_free: int = 0) -> None:
         """Start bringing streamed pages back into free device slots."""
@@ -148,6 +197,7 @@ class MemoryManager:
         for unit in units:
             if not self.ledger.shared(unit):
                 self.policy.remove(unit)
+                self._promised = [other for other in self._promised if other != unit]
             self.ledger.release(unit)
         self._sweep()
 
@@ -164,7 +214,7 @@ class MemoryManager:
 
     def program(self, units: Sequence[UnitId]) -> Program:
         """Make the reads of all parts of units that have a copy below the device, layer by layer."""
-        found = [self.ledger.find(unit) for unit in units]
+        found = [self.ledger.below(unit) for unit in units]
         layers = np.arange(self.layout.layers)
         return self._transfers.program([f.tier for f in found], [f.slot for f in found], layers)
 
@@ -193,6 +243,11 @@ class MemoryManager:
             store.close()
         self._ring_region.close()
 
+    def _keep_promise(self, most: int) -> list[Victim]:
+        """Return at most so many of those chosen before who may still leave at once; a promise is kept once."""
+        promised, self._promised = self._promised[:most], []
+        return [Victim(unit, Parting.DROP) for unit in promised if self.ledger.droppable(unit, Tier.DEVICE)]
+
     def _part(self, victim: Victim) -> Answer:
         """Let one page leave the device; HIT once it has left or its copy below is whole."""
         if victim.parting is Parting.DROP:
@@ -205,8 +260,11 @@ class MemoryManager:
                 self._finish(transfer)
         return Answer.HIT if self.ledger.droppable(victim.unit, Tier.DEVICE) else Answer.MISS
 
+    def _tier_below(self) -> Tier | None:
+        return next((tier for tier in (Tier.HOST, Tier.DISK) if self.ledger.free(tier)), None)
+
     def _demote(self, unit: UnitId) -> None:
-        tier = next((tier for tier in (Tier.HOST, Tier.DISK) if self.ledger.free(tier)), None)
+        tier = self._tier_below()
         if tier is None:
             raise StorageError("host and disk tiers are full: raise nvme_limit or host_memory")
         self._start([self.ledger.begin(unit, Tier.DEVICE, tier)], urgent=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import pytest
 from compare import Contest, rounds, trial
 from peers.worker import PeerError, Worker
 from peers.workloads import MEASURES, WORKLOADS, Prompts, advantages, best_threads, random_prompt
-from perplexity import windows
+from perplexity import change, perplexity, windows
 
 
 class Pretended:
@@ -84,6 +85,16 @@ def test_the_best_number_of_threads() -> None:
 def test_windows_are_whole_and_do_not_overlap() -> None:
     assert windows(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5]]
     assert windows([1, 2], 3) == []
+
+
+def test_perplexity_and_its_change() -> None:
+    exact, worse = [[1.0, 3.0], [2.0, 2.0]], [[1.1, 3.1], [2.0, 2.0]]
+    assert perplexity(exact) == pytest.approx(math.e**2)
+    more, error = change(worse, exact)
+    assert more == pytest.approx(math.e**0.05 - 1)
+    assert error == pytest.approx(0.05)
+    assert change(exact, exact) == (0.0, 0.0)
+    assert change([[1.0]], [[1.0]]) == (0.0, 0.0)
 
 
 class Broken:

@@ -16,7 +16,7 @@ from tokenvm.bench.figures import (
     spread,
     step_bytes,
 )
-from tokenvm.bench.report import Grid, Report, replace_section, without_destination, write_report
+from tokenvm.bench.report import Grid, Report, replace_section, typed, without_destination, write_report
 from tokenvm.errors import ConfigError
 from tokenvm.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 
@@ -120,3 +120,5 @@ def test_the_command_is_shown_without_where_its_results_go() -> None:
         "9",
     ]
     assert without_destination(words) == ["bench", "decode", "--tokens", "9"]
+    assert typed(["/x/bin/tokenvm", *words]) == ["tokenvm", "bench", "decode", "--tokens", "9"]
+    assert typed(["benchmarks/compare.py", "--json"]) == ["python", "benchmarks/compare.py"]

@@ -14,10 +14,11 @@ from perplexity import nll
 from tokenvm.bench.forward import Forward
 from tokenvm.bench.link import LinkedDevice
 from tokenvm.bench.seed import Pages, add_seeded, computed_pages, random_pages
-from tokenvm.bench.subject import Paging, Subject, decode_steps, read_prompt, request
+from tokenvm.bench.subject import Paging, Subject, decode_steps, made_pages, read_prompt, request
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.launch import Settings, needs_of
+from tokenvm.errors import ConfigError
 from tokenvm.memory.cpu import CpuDevice
 from tokenvm.schedule.request import Request
 
@@ -128,3 +129,9 @@ def test_likelihoods_do_not_depend_on_rows_a_pass(tmp_path: Path) -> None:
     assert len(found[0]) == 59
     assert found[0] == found[1] == found[2]
     assert 0 < np.mean(found[0]) < 30
+
+
+def test_filled_pages_and_lossy_formats_do_not_mix(tmp_path: Path) -> None:
+    memory = MemoryConfig(block_tokens=BLOCK_TOKENS, kv_cache_dtype="int8")
+    with pytest.raises(ConfigError, match='kv_cache_dtype="int8"'):
+        made_pages(Subject("tiny", MODEL, Settings(memory, tmp_path)), 100, computed=False)

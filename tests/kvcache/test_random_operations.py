@@ -52,7 +52,7 @@ class World:
         self.tokens: dict[SeqId, list[int]] = {}  # committed tokens
         self.next_seq = 0
         self.counts = dict.fromkeys(
-            ("run", "lost", "streamed", "refused", "forked", "truncated", "failed"), 0
+            ("run", "lost", "streamed", "refused", "forked", "truncated", "failed", "stale"), 0
         )
 
     @property
@@ -143,7 +143,8 @@ class World:
         free = self.kv.vm.ledger.capacity(Tier.DEVICE) - len(self.tokens)
         longest = min(longest, max(1, free - 1) * BLOCK)
         lengths = {seq: len(self.tokens[seq]) for seq in sequences}
-        return Plan(tuple(Span(seq, n, self.rng.randint(1, longest), True) for seq, n in lengths.items()))
+        spans = tuple(Span(seq, n, self.rng.randint(1, longest), True) for seq, n in lengths.items())
+        return Plan(spans, spills=self.rng.random() < 0.7)
 
     def _run(self, sequences, longest):
         plan = self._plan(sequences, longest)
@@ -169,10 +170,12 @@ class World:
             assert kept <= valid
             del self.tokens[seq][kept:]
             self.counts["lost"] += 1
+        along = [unit for unit in self.kv.vm.ledger.units() if self.kv.vm.ledger.lowered(unit)]
         for span in plan.spans:
             if span.seq not in lost and self.rng.random() < 0.9:  # else: appended, never committed
                 self.tokens[span.seq] = wanted[span.seq]
                 self.kv.commit(span.seq, span.count, wanted[span.seq])
+        self.counts["stale"] += sum(not self.kv.vm.ledger.sealed(unit) for unit in along)
         if self.rng.random() < 0.7:
             self.kv.write_behind()
 

@@ -33,7 +33,27 @@ def test_published_values(data: bytes, expected: int) -> None:
     assert crc_bit_by_bit(data) == expected
 
 
-LENGTHS = [1, 7, 8, 9, 255, 767, 768, 769, 4096, 12287, 12288, 12289, 12288 + 768 + 11, 50000]
+LENGTHS = [
+    1,
+    7,
+    8,
+    9,
+    255,
+    256,
+    257,
+    511,
+    512,
+    513,
+    767,
+    768,
+    769,
+    4096,
+    12287,
+    12288,
+    12289,
+    12288 + 768 + 11,
+    50000,
+]
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -55,6 +55,9 @@ class Stepper:
         prompt = len(self.tokens[seq]) - len(self.produced[seq])
         return pages_of(prompt + self.wanted[seq] - 1, self.limits)
 
+    def slots(self, seq: SeqId) -> int:
+        return self.promised(seq) + self.limits.open_slots - 1
+
     def step(self, losing: Random | None = None) -> Plan:
         waiting_before = self.scheduler.has_work
         plan = self.scheduler.plan()
@@ -66,14 +69,15 @@ class Stepper:
 
     def check_admission(self) -> None:
         limits, running = self.limits, self.scheduler.running
-        assert len(running) <= min(limits.max_num_seqs, limits.device_slots - 1)
-        held = sum(map(self.promised, running))
+        most = min(limits.max_num_seqs, (limits.device_slots - 1) // limits.open_slots)
+        assert len(running) <= most
+        held = sum(map(self.slots, running))
         assert held <= limits.held_pages
         unfinished = [seq for seq in self.tokens if seq not in self.reasons]
         assert list(running) == unfinished[: len(running)], "first come, first served"
         if len(running) < len(unfinished):
-            crowded = len(running) == min(limits.max_num_seqs, limits.device_slots - 1)
-            assert crowded or held + self.promised(unfinished[len(running)]) > limits.held_pages
+            crowded = len(running) == most
+            assert crowded or held + self.slots(unfinished[len(running)]) > limits.held_pages
         largest = sorted(map(self.promised, unfinished))[-limits.max_num_seqs :]
         assert self.scheduler.most_pages == min(sum(largest), limits.held_pages)
 
@@ -81,7 +85,7 @@ class Stepper:
         limits, running = self.limits, self.scheduler.running
         assert plan.tokens <= limits.max_tokens_per_forward
         assert len({span.seq for span in plan.spans}) == len(plan.spans)
-        assert plan.spills == (sum(map(self.promised, running)) > limits.device_slots)
+        assert plan.spills == (sum(map(self.slots, running)) > limits.device_slots)
         decoding = []
         for span in plan.spans:
             known = len(self.tokens[span.seq])
@@ -91,9 +95,16 @@ class Stepper:
             decoding.append(bool(self.produced[span.seq]) and self.computed[span.seq] == known - 1)
         assert decoding == sorted(decoding, reverse=True), "decodes before prefills"
         created = sum(pages_of(span.end, limits) - pages_of(span.start, limits) for span in plan.spans)
-        assert created <= max(1, (limits.device_slots - len(running)) // 2)
-        open_pages = sum(self.computed[seq] % limits.block_tokens > 0 for seq in running)
-        assert open_pages + created <= limits.device_slots, "all that is written to lies on the device"
+        ends = self.computed | {span.seq: span.end for span in plan.spans}
+        open_before = {seq for seq in running if self.computed[seq] % limits.block_tokens}
+        open_after = {seq for seq in running if ends.get(seq, 0) % limits.block_tokens}
+        written = len(open_before) + created + (limits.open_slots - 1) * len(open_before | open_after)
+        assert written <= limits.device_slots, "all that is written to lies on the device"
+        if limits.open_slots > 1:
+            for span in plan.spans:
+                pages = pages_of(span.end, limits) - span.start // limits.block_tokens
+                whole = not (span.start % limits.block_tokens and span.end % limits.block_tokens)
+                assert pages == 1 or whole, "a step never has two open pages of one sequence"
 
     def commit(self, plan: Plan, losing: Random | None) -> None:
         lost = {}
@@ -135,15 +146,16 @@ ARRIVALS = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 30), st.integers
 
 @st.composite
 def legal_limits(draw: st.DrawFn) -> Limits:
-    block = draw(st.sampled_from([1, 4, 16]))
+    block, open_slots = draw(st.sampled_from([1, 4, 16])), draw(st.sampled_from([1, 1, 3]))
     fits_any_request = pages_of(41, Limits(1, 1, 41, block, 2, 1, VOCAB))
     return Limits(
         max_num_seqs=draw(st.integers(1, 5)),
         max_tokens_per_forward=draw(st.sampled_from([1, 2, 3, 7, 16, 64])),
         max_model_len=41,
         block_tokens=block,
-        device_slots=draw(st.integers(2, 8)),
-        held_pages=fits_any_request + draw(st.sampled_from([0, 1, 5, 50])),
+        device_slots=draw(st.integers(open_slots + 1, 6 + 2 * open_slots)),
+        open_slots=open_slots,
+        held_pages=fits_any_request + open_slots - 1 + draw(st.sampled_from([0, 1, 5, 50])),
         vocab_size=VOCAB,
         eos_token_ids=frozenset({EOS}),
     )

@@ -151,9 +151,9 @@ def test_the_last_token_needs_no_page() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device_slots", "computed", "chunk"), [(2, 0, 16), (2, 5, 27), (9, 0, 64), (9, 16, 64), (9, 17, 79)]
+    ("device_slots", "computed", "chunk"), [(2, 0, 32), (2, 5, 27), (9, 0, 144), (9, 16, 144), (9, 17, 143)]
 )
-def test_a_chunk_fills_its_open_page_and_half_of_the_slots_left(
+def test_a_chunk_fills_its_open_page_and_every_slot_that_is_left(
     device_slots: int, computed: int, chunk: int
 ) -> None:
     schedule = scheduler(device_slots=device_slots)
@@ -163,13 +163,34 @@ def test_a_chunk_fills_its_open_page_and_half_of_the_slots_left(
     assert counts(schedule.plan()) == {seq: chunk}
 
 
+def test_a_span_that_fills_an_open_page_ends_with_a_page_where_open_pages_take_more() -> None:
+    for open_slots, counted in ((1, [44, 44, 12]), (3, [44, 36, 20])):
+        schedule = scheduler(open_slots=open_slots, max_tokens_per_forward=44)
+        seq = schedule.add(request("a", prompt=100))
+        for count in counted:
+            plan = schedule.plan()
+            assert counts(plan) == {seq: count}
+            schedule.commit(plan, dict.fromkeys(plan.sampled, 7), {})
+
+
+def test_open_pages_that_take_more_slots_leave_room_for_fewer_sequences() -> None:
+    schedule = scheduler(open_slots=3, device_slots=9)
+    seqs = [schedule.add(request(name, prompt=5)) for name in "abc"]
+    schedule.plan()
+    assert schedule.running == tuple(seqs[:2])
+    with pytest.raises(AssertionError, match="spare"):
+        scheduler(open_slots=3, device_slots=3)
+
+
 def test_sequences_share_the_pages_that_one_step_may_create() -> None:
     schedule = scheduler(device_slots=12, max_num_seqs=3)
     seqs = [schedule.add(request(name, prompt=50)) for name in "abc"]
-    assert counts(schedule.plan()) == {seqs[0]: 50}, "four pages, all there are for this step"
-    schedule = scheduler(device_slots=14, max_num_seqs=3)
+    assert counts(schedule.plan()) == {seqs[0]: 50, seqs[1]: 50, seqs[2]: 32}, (
+        "two slots for open pages are left"
+    )
+    schedule = scheduler(device_slots=8, max_num_seqs=3)
     seqs = [schedule.add(request(name, prompt=40)) for name in "abc"]
-    assert counts(schedule.plan()) == {seqs[0]: 40, seqs[1]: 32}
+    assert counts(schedule.plan()) == {seqs[0]: 40, seqs[1]: 40}, "six pages, all there are for this step"
 
 
 def test_a_plan_says_when_the_most_pages_exceed_the_device() -> None:

@@ -69,28 +69,24 @@ inline Scale scale_of(const T* row, std::int64_t width, std::int64_t w) {
   return out;
 }
 
-inline Lanes alternating(const float* pair, std::int64_t w) {
-  float lanes[16];
-  for (int i = 0; i < 16; ++i) lanes[i] = pair[i % w];
-  return load(lanes);
-}
-
 template <class Code, class T>
 inline void quantise_rows(const T* raw, const CodedRows& to) {
   const Lanes largest = broadcast(Code::kLargest), smallest = broadcast(-Code::kLargest);
   for (std::int64_t r = 0; r < to.rows; ++r, raw += to.width) {
     const Scale scale = scale_of<Code>(raw, to.width, to.w);
     std::memcpy(to.scales + r * to.w, scale.scale, static_cast<std::size_t>(to.w) * 4);
-    const Lanes inverse = alternating(scale.inverse, to.w);
-    std::uint8_t* codes = to.codes + r * to.width;
-    for (std::int64_t i = 0; i < to.width; i += 16) {
+    const Lanes inverse = alternate(scale.inverse[0], scale.inverse[to.w - 1]);
+    const auto encode = [&](std::int64_t i, std::uint8_t* codes) {
       const Lanes scaled = mul(load_elements(raw + i, to.width - i), inverse);
-      float values[16];
-      std::uint8_t some[16];
-      store(values, min(max(scaled, smallest), largest));
-      Code::encode(values, some);
-      std::memcpy(codes + i, some, static_cast<std::size_t>(to.width - i < 16 ? to.width - i : 16));
-    }
+      Code::encode(min(max(scaled, smallest), largest), codes);
+    };
+    std::uint8_t* codes = to.codes + r * to.width;
+    std::int64_t i = 0;
+    for (; i + 16 <= to.width; i += 16) encode(i, codes + i);
+    if (i == to.width) continue;
+    std::uint8_t some[16];
+    encode(i, some);
+    std::memcpy(codes + i, some, static_cast<std::size_t>(to.width - i));
   }
 }
 
@@ -108,7 +104,8 @@ template <class Code, class T>
 inline void dequantise_rows(const CodedRows& from, T* raw) {
   const std::uint8_t* codes = from.codes;
   for (std::int64_t r = 0; r < from.rows; ++r, raw += from.width, codes += from.width) {
-    const Lanes scale = alternating(from.scales + r * from.w, from.w);
+    const float* scales = from.scales + r * from.w;
+    const Lanes scale = alternate(scales[0], scales[from.w - 1]);
     std::int64_t i = 0;
     for (; i + 32 <= from.width; i += 32)
       store_two(raw + i, mul(Code::decode(codes + i), scale), mul(Code::decode(codes + i + 16), scale));

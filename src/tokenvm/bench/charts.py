@@ -86,7 +86,7 @@ def naive_chart(figures: Figures) -> Chart:
         Bar(row["title"], row["p50_ms"][1], row["p50_ms"][0], row["p50_ms"][2]) for row in figures["rows"]
     ]
     limit = figures["kv_limit_bytes"] / 1e6
-    return Chart(f"A decode step with {limit:.0f} MB of KV memory", "", "ms a token", bars=bars)
+    return Chart(f"A decode step, paged with {limit:.0f} MB of KV memory", "", "ms a token", bars=bars)
 
 
 def compare_chart(figures: Figures) -> Chart:

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from tokenvm.bench.figures import Spread, spread
-from tokenvm.bench.floor import FILE_BYTES, ProbeFile, Way, probe_file
+from tokenvm.bench.floor import FILE_BYTES, HUGE_BYTES, ProbeFile, Way, advise_huge, probe_file
 from tokenvm.bench.report import Grid, Report
 from tokenvm.memory.cpu import CpuDevice
 from tokenvm.memory.device import DeviceArena
@@ -46,12 +46,17 @@ def measure(folder: Path, layout: PageLayout, rounds: int, console: Console) -> 
 
 
 def _round(file: ProbeFile) -> list[tuple[tuple[str, int, int], float]]:
-    kind = "direct" if file.direct else "buffered"
-    found = [((f"read, {kind}", s, d), file.read_rate(Way(s, d, file.direct))) for s in SIZES for d in DEPTHS]
+    def read(
+        what: str, size: int, depth: int, direct: bool, huge: bool
+    ) -> tuple[tuple[str, int, int], float]:
+        return (f"read, {what}", size, depth), file.read_rate(Way(size, depth, direct, huge))
+
+    found = []
     if file.direct:
-        found += [
-            (("read, buffered", s, d), file.read_rate(Way(s, d, False))) for s in SIZES[-2:] for d in DEPTHS
-        ]
+        found += [read("direct", s, d, True, False) for s in SIZES for d in DEPTHS]
+        found += [read("direct, huge pages", s, d, True, True) for s in SIZES[1:] for d in DEPTHS]
+    found += [read("buffered", s, d, False, False) for s in SIZES[-2:] for d in DEPTHS]
+    kind = "direct" if file.direct else "buffered"
     writes = ((s, d) for s in SIZES[2:] for d in DEPTHS)
     return found + [((f"write, {kind}", s, d), file.write_rate(Way(s, d, file.direct))) for s, d in writes]
 
@@ -62,9 +67,9 @@ def _ring_round(folder: Path, layout: PageLayout) -> list[tuple[tuple[str, int, 
     try:
         written = _write_pages(store)
         found = [(("write, pages", layout.part_stride, 4), written)]
-        return found + [
-            (("read, ring", layout.part_stride, depth), _stream(store, depth)) for depth in DEPTHS
-        ]
+        for what, huge in (("read, ring", False), ("read, ring in huge pages", True)):
+            found += [((what, layout.part_stride, depth), _stream(store, depth, huge)) for depth in DEPTHS]
+        return found
     finally:
         store.close()
 
@@ -86,13 +91,15 @@ def _write_pages(store: DiskStore) -> float:
     return store.capacity * layout.page_bytes / seconds
 
 
-def _stream(store: DiskStore, depth: int) -> float:
+def _stream(store: DiskStore, depth: int, huge: bool) -> float:
     """Stream every page layer by layer through a ring as decoding does, checksums included; bytes a second."""
     layout = store.layout
     device = CpuDevice(threads=depth)
     slots = max(2 * _RELEASED_AT_ONCE, _RING_BYTES // layout.part_stride)
-    region = device.allocate(slots * layout.part_stride)
-    ring = device.ring(region.address, slots, layout.part_stride)
+    region = device.allocate(slots * layout.part_stride + HUGE_BYTES)
+    advise_huge(region.address, region.nbytes, huge)
+    base = -(-region.address // HUGE_BYTES) * HUGE_BYTES
+    ring = device.ring(base, slots, layout.part_stride)
     engine = TransferEngine(device, {Tier.DISK: store}, ring)
     pages = np.arange(store.capacity)
     program = engine.program(np.full(len(pages), Tier.DISK), pages, np.arange(layout.layers))

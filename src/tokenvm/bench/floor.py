@@ -26,6 +26,9 @@ FILE_BYTES = 256 << 20
 SIZES = (256 << 10, 1 << 20, 4 << 20)
 DEPTHS = (1, 2, 4, 8)
 
+HUGE_BYTES = 2 << 20
+"""A huge page of the system, and where a buffer begins that is to be made of them."""
+
 _RAM_BYTES = 256 << 20
 _PEAK_ROUNDS = 100_000
 
@@ -33,11 +36,15 @@ Rates = dict[str, float]
 
 
 class Way(NamedTuple):
-    """A way to read or write a file: bytes of each call, calls in flight, past the page cache or through it."""
+    """A way to read or write a file: bytes of each call, calls in flight, past the page cache or through it.
+
+    `huge`: from or to huge pages of memory, which lie in one piece, so that a call needs fewer requests to the disk.
+    """
 
     nbytes: int
     depth: int
     direct: bool
+    huge: bool = False
 
 
 class Probe:
@@ -142,7 +149,8 @@ class ProbeFile:
 
     def ways(self) -> list[Way]:
         """Return the ways that are worth trying."""
-        direct = [Way(size, depth, True) for size in SIZES for depth in DEPTHS if self.direct]
+        kinds = (False, True) if self.direct else ()
+        direct = [Way(size, depth, True, huge) for size in SIZES for depth in DEPTHS for huge in kinds]
         return direct + [Way(1 << 20, depth, False) for depth in DEPTHS]
 
     def read_rate(self, way: Way) -> float:
@@ -164,8 +172,8 @@ class ProbeFile:
     def _fd(self, way: Way) -> int:
         return self.direct_fd if way.direct and self.direct_fd is not None else self.buffered_fd
 
-    def _rate(self, way: Way, call: Callable[[mmap.mmap, int], int], sync: int | None = None) -> float:
-        buffers = [_noise(way.nbytes) for _ in range(way.depth)]
+    def _rate(self, way: Way, call: Callable[[memoryview, int], int], sync: int | None = None) -> float:
+        buffers = [_noise(way.nbytes, way.huge) for _ in range(way.depth)]
 
         def share(worker: int) -> None:
             for offset in range(worker * way.nbytes, FILE_BYTES, way.depth * way.nbytes):
@@ -194,10 +202,22 @@ def probe_file(folder: Path) -> Iterator[ProbeFile]:
         os.close(buffered)
 
 
-def _noise(nbytes: int) -> mmap.mmap:
-    buffer = mmap.mmap(-1, nbytes)
-    buffer.write(np.random.default_rng().bytes(min(nbytes, 1 << 20)) * max(1, nbytes >> 20))
+def _noise(nbytes: int, huge: bool) -> memoryview:
+    """Return a buffer of bytes that do not compress, in pages of the system of one size."""
+    whole = mmap.mmap(-1, nbytes + HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    advise_huge(np.frombuffer(whole, np.uint8).ctypes.data, len(whole), huge)
+    begin = -np.frombuffer(whole, np.uint8).ctypes.data % HUGE_BYTES
+    buffer = memoryview(whole)[begin : begin + nbytes]
+    noise = np.random.default_rng().bytes(min(nbytes, 1 << 20))
+    buffer[:] = (noise * (nbytes // len(noise) + 1))[:nbytes]
     return buffer
+
+
+def advise_huge(address: int, nbytes: int, huge: bool) -> None:
+    """Ask the system to back a range that was not touched yet with huge pages, or with none. It may not comply."""
+    begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    advice = mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(address + nbytes - begin), advice)
 
 
 def _as_tensor(region: AnonymousRegion) -> torch.Tensor:

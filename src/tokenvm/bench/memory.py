@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
-import mmap
 import os
 import time
-from collections.abc import Mapping
 from typing import Any, Final
 
 from rich.console import Console
 
 from tokenvm.bench.figures import Spread, spread
-from tokenvm.bench.floor import using_threads
+from tokenvm.bench.floor import advise_huge, using_threads
 from tokenvm.bench.report import Grid, Report
 from tokenvm.kernels.paging import copy, fill
 from tokenvm.kernels.peak import read_all
 from tokenvm.machine import usable_cores
 from tokenvm.memory.cpu import AnonymousRegion
 
-_ADVICE: Final[Mapping[str, int]] = {"4 KiB": mmap.MADV_NOHUGEPAGE, "huge": mmap.MADV_HUGEPAGE}
-"""Size of the system's pages → how madvise asks for it."""
+_SIZES: Final = ("4 KiB", "huge")
+"""Of the system's pages."""
 
 
 def measure(nbytes: int, rounds: int, console: Console) -> Report:
     """Read and copy `nbytes` on one core and on all, in small and in huge pages of the system, in turn."""
     counts = sorted({1, usable_cores()})
-    regions = {name: _region(nbytes, advice) for name, advice in _ADVICE.items()}
+    regions = {name: _region(nbytes, name == "huge") for name in _SIZES}
     samples: dict[tuple[str, str, int], list[float]] = {}
     for turn in range(rounds):
         console.print(f"round {turn + 1} of {rounds}", style="dim")
@@ -51,10 +47,9 @@ def measure(nbytes: int, rounds: int, console: Console) -> Report:
     return Report("memory", {"bench": "memory", "nbytes": nbytes, "rows": rows}, [_grid(rows)], [_note(rows)])
 
 
-def _region(nbytes: int, advice: int) -> AnonymousRegion:
+def _region(nbytes: int, huge: bool) -> AnonymousRegion:
     region = AnonymousRegion(nbytes)
-    libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
-    libc.madvise(ctypes.c_void_p(region.address), ctypes.c_size_t(nbytes), advice)
+    advise_huge(region.address, nbytes, huge)
     fill(region.address, nbytes, 1)
     return region
 

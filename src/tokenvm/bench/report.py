@@ -78,9 +78,17 @@ def machine() -> dict[str, Any]:
 
 def heading(facts: Mapping[str, Any], words: Sequence[str]) -> str:
     """Return the line above a section's tables: date, machine and the command that anybody can type."""
-    command = shlex.join(["tokenvm", *without_destination(words)])
+    command = shlex.join(words)
     cores = f"{facts['cores']} cores" if facts["cores"] != 1 else "1 core"
     return f"{facts['date']}, {cores} of {facts['processor']} ({facts['kernels']} kernels), by `{command}`:"
+
+
+def typed(argv: Sequence[str]) -> list[str]:
+    """Return a process's arguments as somebody would type them in the repository."""
+    script = Path(argv[0])
+    if script.parent.name == "benchmarks":
+        return ["python", f"benchmarks/{script.name}", *without_destination(argv[1:])]
+    return ["tokenvm", *without_destination(argv[1:])]
 
 
 def without_destination(words: Sequence[str]) -> list[str]:
@@ -100,12 +108,12 @@ def write_report(report: Report, document: Path) -> None:
     Raises ConfigError where the document cannot be read or has no such marks.
     """
     facts = machine()
-    words = sys.argv[1:]
+    words = typed(sys.argv)
     text = _read(document)
     document.write_text(replace_section(text, report.name, report.markdown(heading(facts, words))), "utf-8")
     folder = document.with_suffix("")
     folder.mkdir(exist_ok=True)
-    figures = {**report.figures, "taken_on": facts, "command": ["tokenvm", *without_destination(words)]}
+    figures = {**report.figures, "taken_on": facts, "command": words}
     (folder / f"{report.name}.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 

@@ -161,6 +161,9 @@ def page_layout(subject: Subject) -> PageLayout:
 
 def made_pages(subject: Subject, context: int, computed: bool) -> Pages:
     """Return pages to fill sequences with: those of a real text of up to `context` tokens, or of random numbers."""
+    kept = subject.settings.memory.kv_cache_dtype
+    if kept != "auto":
+        raise ConfigError(f'pages cannot be filled with kv_cache_dtype="{kept}": measure this with "auto"')
     if not computed:
         _, geometry = needs_of(subject.model, subject.settings)
         return random_pages(geometry, subject.model.spec.layers)

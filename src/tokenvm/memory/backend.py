@@ -9,12 +9,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenvm.memory.codec import Codec
+from tokenvm.memory.packing import Packing, Rows
 from tokenvm.vocab import Answer
 
 
@@ -66,33 +67,6 @@ MOVED_NAMES: Final[Mapping[Kind, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
-    """Columns of n copies to or from a store with a codec: how each part lies on the far side.
-
-    `far_bytes` lie at the copy's place: where `packed`, the encoded part; else the beginning of the part, whose
-    rest lies at `tail`. A write that asks for `packed` and does not fit is stored as it is.
-    """
-
-    packed: NDArray[np.uint8]
-    far_bytes: NDArray[np.uint64]
-    tail: NDArray[np.uint64]
-
-    @classmethod
-    def none(cls, nbytes: NDArray[np.uint64]) -> Self:
-        """Say that parts lie as they are, each in one place."""
-        return cls(np.zeros(nbytes.shape, np.uint8), nbytes.copy(), np.zeros(nbytes.shape, np.uint64))
-
-    @property
-    def columns(self) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64]]:
-        """The three, in the order of the fields."""
-        return self.packed, self.far_bytes, self.tail
-
-    def rows(self, rows: slice) -> Packing:
-        """Return some of them; the columns are views."""
-        return Packing(self.packed[rows], self.far_bytes[rows], self.tail[rows])
-
-
-@dataclass(frozen=True, slots=True)
 class Program:
     """Columns of n inward copies, in order, whose near side the ring chooses. No `packing`: see `Packing.none`."""
 
@@ -107,8 +81,8 @@ class Program:
     def __len__(self) -> int:
         return len(self.kind)
 
-    def rows(self, rows: slice) -> Program:
-        """Return some of its copies; the columns are views."""
+    def rows(self, rows: Rows) -> Program:
+        """Return some of its copies; those of a slice as views."""
         return Program(
             self.kind[rows],
             self.check[rows],
@@ -138,6 +112,19 @@ class Copies:
 
     def __len__(self) -> int:
         return len(self.kind)
+
+    def rows(self, rows: Rows) -> Copies:
+        """Return some of them; those of a slice as views."""
+        return Copies(
+            self.kind[rows],
+            self.check[rows],
+            self.fd[rows],
+            self.place[rows],
+            self.address[rows],
+            self.nbytes[rows],
+            self.checksum[rows],
+            self.packing and self.packing.rows(rows),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import weakref
@@ -49,6 +50,8 @@ class AnonymousRegion:
             raise StorageError(
                 f"no room for {self.nbytes} bytes of memory ({error}): lower vram_limit or host_memory"
             ) from error
+        with contextlib.suppress(OSError):  # fewer faults and look-ups, where the kernel can
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.address = np.frombuffer(self._memory, np.uint8).ctypes.data
 
     @property

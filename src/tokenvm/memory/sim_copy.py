@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenvm.memory.backend import Check, Copies, Kind, Packing, Program, Status
+from tokenvm.memory.backend import Check, Copies, Kind, Program, Status
 from tokenvm.memory.codec import Bytes, Codec
 from tokenvm.memory.cpu import bytes_at, crc32c
 from tokenvm.memory.layout import ALIGNMENT_BYTES
+from tokenvm.memory.packing import Packing
 from tokenvm.vocab import Answer
 
 MEMORY = -1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tokenvm.memory.along import AlongBatch
 from tokenvm.memory.backend import (
     OUTWARD,
     Batch,
@@ -16,11 +17,11 @@ from tokenvm.memory.backend import (
     CopyResult,
     DeviceBackend,
     Kind,
-    Packing,
     Program,
     Ring,
     Status,
 )
+from tokenvm.memory.packing import Packing
 from tokenvm.memory.tier import Places, TierStore
 from tokenvm.vocab import Answer, Move, Tier
 
@@ -152,6 +153,21 @@ class TransferEngine:
             lane.target.ensure(int(lane.target_slots.max()) + 1)
         batch = self._backend.copies().submit(_join([lane.copies() for lane in lanes]), urgent)
         return Transfer(moves, lanes, batch)
+
+    def submit_along(self, moves: Sequence[Move]) -> tuple[Transfer, AlongBatch]:
+        """Prepare to copy whole pages down from the device, layer by layer as `AlongBatch.start` is told.
+
+        Both slots of each move are left alone until the transfer ended, but for parts of layers not yet started.
+        StorageError where the target has no room.
+        """
+        lanes = self._lanes(moves)
+        for lane in lanes:
+            lane.target.ensure(int(lane.target_slots.max()) + 1)
+        widths = [len(lane.index) for lane in lanes]
+        layers = self._stores[Tier.DEVICE].layout.layers
+        copies = _join([lane.copies() for lane in lanes])
+        batch = AlongBatch(self._backend.copies(), copies, widths, layers)
+        return Transfer(moves, lanes, batch), batch
 
     def program(self, tiers: ArrayLike, slots: ArrayLike, layers: ArrayLike) -> Program:
         """Make the reads of n pages (tier and slot of each): layer by layer, pages in the given order.

@@ -97,6 +97,11 @@ class Ledger:
         copy = None if entry is None else entry.copies.get(move.target)
         return copy is not None and copy.arriving and copy.slot == move.target_slot
 
+    def stale(self, move: Move) -> bool:
+        """Whether the move's unit lives, is open, and has a copy where the move goes: of tokens never committed."""
+        entry = self._units.get(move.unit)
+        return entry is not None and not entry.sealed and move.target in entry.copies
+
     def drop(self, unit: UnitId, tier: Tier) -> None:
         """Give up one copy; another whole one remains."""
         entry = self._units[unit]
@@ -163,6 +168,12 @@ class Ledger:
             if tier in copies and not copies[tier].arriving:
                 return Found(Answer.HIT, tier, copies[tier].slot)
         return Found(Answer.IN_FLIGHT if copies else Answer.MISS, Tier.DISK, SlotId(0))
+
+    def below(self, unit: UnitId) -> Found:
+        """Return where the fastest whole copy below the device lies; there is one."""
+        copies = self._units[unit].copies
+        tier = next(tier for tier in (Tier.HOST, Tier.DISK) if self.resident(unit, tier))
+        return Found(Answer.HIT, tier, copies[tier].slot)
 
     def resident(self, unit: UnitId, tier: Tier) -> bool:
         """Whether a whole copy lies in `tier`."""

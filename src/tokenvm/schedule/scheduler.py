@@ -177,14 +177,16 @@ class Scheduler:
         return self._pages(sequence) + self.limits.open_slots - 1
 
     def _chunk_tokens(self, sequence: Sequence, spans: list[Span]) -> int:
-        """Return how many tokens may run before the pages they fill outnumber what one step may create.
+        """Return how many tokens may run before the pages they fill need every slot.
 
-        Half of the slots that open pages leave over: while one half is computed, the other is written behind.
+        Slots hold the open pages of the others, the sequence's own, and what the step makes: pages are written down
+        while a step fills them, so that the next one may take all slots again.
         """
         block = self.limits.block_tokens
-        share = max(1, (self.limits.device_slots - len(self._running) * self.limits.open_slots) // 2)
-        created = sum(-(-span.end // block) - -(-span.start // block) for span in spans)
         open_tokens = -sequence.computed % block
+        share = self.limits.device_slots - len(self._running) * self.limits.open_slots + (open_tokens == 0)
+        share = max(1, share)
+        created = sum(-(-span.end // block) - -(-span.start // block) for span in spans)
         return open_tokens + max(0, share - created) * block
 
     def _whole_pages(self, start: int, count: int) -> int:

@@ -1,0 +1,167 @@
+"""The order of a step: its pages, where they lie, what is streamed, and the rounds they are attended in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenvm.memory.backend import Program
+from tokenvm.schedule.plan import Span
+from tokenvm.vm import MemoryManager
+from tokenvm.vocab import Answer, SeqId, Tier, UnitId
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Pages attended in one kernel call. `landed`: how many of the layer's streamed parts it needs, counted from 0.
+
+    `segments` int32 [S, 4] and `first_page` int32 [S] are as `kernels.attention.attend` wants them; their page indices
+    count from the layout's first page. `pages` is the range of those indices.
+    """
+
+    segments: NDArray[np.int32]
+    first_page: NDArray[np.int32]
+    landed: int
+    pages: slice
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """The parts that a step streams: of these units, in this order, layer by layer."""
+
+    units: tuple[UnitId, ...]
+    program: Program
+
+    @classmethod
+    def of(cls, units: Sequence[UnitId], vm: MemoryManager) -> Self:
+        """Read each unit from its fastest copy below the device."""
+        return cls(tuple(units), vm.program(units))
+
+    def same(self, other: Reads) -> bool:
+        """Whether the other reads the same bytes from the same places."""
+        ours, theirs = self.program, other.program
+        return self.units == other.units and all(
+            np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("fd", "place", "checksum")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The pages of one step in the order they are attended; the same for every layer.
+
+    `parts` uint64 [layers, P] are addresses of parts, 0 where `streamed` bool [P] says that a page is elsewhere than on
+    the device; `resident` are the units of the others. `tails` int64 [S] says where each span's last page stands.
+    """
+
+    units: tuple[UnitId, ...]
+    owners: tuple[tuple[SeqId, int], ...]  # of each page: its sequence and its index in it
+    tiers: dict[Tier, int]  # how many of the pages are read from each tier
+    parts: NDArray[np.uint64]
+    streamed: NDArray[np.bool_]
+    resident: tuple[UnitId, ...]
+    tails: NDArray[np.int64]
+    rounds: tuple[Round, ...]
+    reads: Reads
+    lost: dict[
+        SeqId, int
+    ]  # sequences with a page that was lost before this step, with the tokens that stay valid
+
+    @property
+    def streams(self) -> int:
+        """How many parts a layer streams."""
+        return len(self.reads.units)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A layout in the making."""
+
+    limit: int  # streamed parts a round may wait for
+    rounds: list[Round] = field(default_factory=list)
+    segments: list[tuple[int, int, int, int]] = field(default_factory=list)
+    first_pages: list[int] = field(default_factory=list)
+    units: list[UnitId] = field(default_factory=list)
+    owners: list[tuple[SeqId, int]] = field(default_factory=list)
+    streamed: list[bool] = field(default_factory=list)
+    streams: int = 0
+    begun: int = 0  # first page of the round in the making
+    waited: int = 0  # streamed parts of the rounds that are done
+
+    def page(self, rows: tuple[int, int], owner: tuple[SeqId, int], unit: UnitId, streamed: bool) -> None:
+        """Add a page of the sequence that owns these rows."""
+        if streamed and self.streams - self.waited >= self.limit:
+            self.close_round()
+        last = self.segments[-1] if self.segments else None
+        if last and last[:2] == rows and self.first_pages[-1] + last[3] != owner[1]:
+            self.close_round()  # a row stands in one segment of a round
+            last = None
+        if last and last[:2] == rows:
+            self.segments[-1] = (*rows, last[2], last[3] + 1)
+        else:
+            self.segments.append((*rows, len(self.units), 1))
+            self.first_pages.append(owner[1])
+        self.units.append(unit)
+        self.owners.append(owner)
+        self.streamed.append(streamed)
+        self.streams += streamed
+
+    def close_round(self) -> None:
+        """End the round in the making, if it has pages."""
+        if not self.segments:
+            return
+        landed = self.streams if self.streams > self.waited else 0
+        segments = np.array(self.segments, np.int32)
+        first = np.array(self.first_pages, np.int32)
+        self.rounds.append(Round(segments, first, landed, slice(self.begun, len(self.units))))
+        self.segments, self.first_pages = [], []
+        self.begun, self.waited = len(self.units), self.streams
+
+
+def lay_out(
+    spans: Sequence[Span], pages: Sequence[Sequence[UnitId]], vm: MemoryManager, block_tokens: int
+) -> Layout:
+    """Arrange the pages of every span; what is not on the device is streamed from the fastest copy below."""
+    draft = _Draft(limit=max(1, vm.ring.slots // 3))
+    tails: list[int] = []
+    tiers = dict.fromkeys(Tier, 0)
+    lost: dict[SeqId, int] = {}
+    row = 0
+    for span, sequence_pages in zip(spans, pages, strict=True):
+        for index, unit in enumerate(sequence_pages):
+            found = vm.ledger.find(unit)
+            if found.answer is Answer.MISS:
+                lost.setdefault(span.seq, index * block_tokens)
+                continue
+            tiers[found.tier] += 1
+            draft.page((row, row + span.count), (span.seq, index), unit, found.tier is not Tier.DEVICE)
+        tails.append(len(draft.units) - 1)
+        row += span.count
+    draft.close_round()
+    streamed = np.array(draft.streamed, np.bool_)
+    resident = tuple(unit for unit, out in zip(draft.units, draft.streamed, strict=True) if not out)
+    return Layout(
+        units=tuple(draft.units),
+        owners=tuple(draft.owners),
+        tiers=tiers,
+        parts=_addresses(vm, resident, ~streamed),
+        streamed=streamed,
+        resident=resident,
+        tails=np.array(tails, np.int64),
+        rounds=tuple(draft.rounds),
+        reads=Reads.of([unit for unit, out in zip(draft.units, draft.streamed, strict=True) if out], vm),
+        lost=lost,
+    )
+
+
+def _addresses(
+    vm: MemoryManager, resident: Sequence[UnitId], on_device: NDArray[np.bool_]
+) -> NDArray[np.uint64]:
+    """[layers, P]: where each part lies, 0 for those that are streamed."""
+    layers = np.arange(vm.layout.layers, dtype=np.uint64)[:, None] * np.uint64(vm.layout.part_stride)
+    parts = np.zeros((vm.layout.layers, len(on_device)), np.uint64)
+    parts[:, on_device] = vm.addresses(resident)[None, :] + layers
+    return parts
