@@ -16,10 +16,13 @@ from tokenvm.errors import BuildError, StorageError
 from tokenvm.kernels.paging import fill
 from tokenvm.memory.backend import MOVED_NAMES, Copies, CopyResult, Kind, Program
 from tokenvm.memory.codec import Bytes, Codec
-from tokenvm.memory.layout import ALIGNMENT_BYTES
+from tokenvm.memory.layout import ALIGNMENT_BYTES, HUGE_BYTES
 from tokenvm.vocab import Answer
 
 NATIVE_CODECS = ("none", "bitpack")
+_MOST_BEYOND_BYTES = HUGE_BYTES // 8
+"""The last huge page of a region is asked for where no more of it than this lies beyond the end."""
+
 _LANDINGS = (Answer.IN_FLIGHT, Answer.HIT, Answer.MISS, Answer.MISS)
 
 
@@ -40,19 +43,27 @@ def crc32c(address: int, nbytes: int) -> int:
 
 
 class AnonymousRegion:
-    """Private anonymous memory: zero-filled, committed page by page when first touched."""
+    """Private anonymous memory: zero-filled, committed when first touched, in pages or, from 2 MiB on, in huge pages.
+
+    It begins at a huge page then. Direct reads into a huge page are one request to the disk, and need one page pinned.
+    """
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = max(-(-nbytes // ALIGNMENT_BYTES), 1) * ALIGNMENT_BYTES
+        huge = (self.nbytes + _MOST_BEYOND_BYTES) // HUGE_BYTES * HUGE_BYTES
+        room = self.nbytes + (HUGE_BYTES + _MOST_BEYOND_BYTES if huge else 0)
         try:
-            self._memory = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError, ValueError) as error:
             raise StorageError(
                 f"no room for {self.nbytes} bytes of memory ({error}): lower vram_limit or host_memory"
             ) from error
-        with contextlib.suppress(OSError):  # fewer faults and look-ups, where the kernel can
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self.address = np.frombuffer(self._memory, np.uint8).ctypes.data
+        start = np.frombuffer(self._memory, np.uint8).ctypes.data
+        skipped = -start % HUGE_BYTES if huge else 0
+        self.address = start + skipped
+        if huge:
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                self._memory.madvise(mmap.MADV_HUGEPAGE, skipped, huge)
 
     @property
     def closed(self) -> bool:
