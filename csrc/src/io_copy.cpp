@@ -1,6 +1,7 @@
 #include "tokenvm/io_copy.hpp"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -127,15 +128,17 @@ class Bounce {
  public:
   uint8_t* reserve(uint64_t nbytes) {
     if (nbytes > room_) {
-      memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, nbytes)));
-      room_ = memory_ ? nbytes : 0;
+      const uint64_t room = (nbytes + kHugePage - 1) / kHugePage * kHugePage;
+      memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kHugePage, room)));
+      room_ = memory_ ? room : 0;
       if (!memory_) throw std::bad_alloc();
+      (void)madvise(memory_.get(), room, MADV_HUGEPAGE);  // one page to pin for each read, where the kernel can
     }
     return memory_.get();
   }
 
  private:
-  static constexpr size_t kAlignment = 4096;
+  static constexpr size_t kHugePage = 2 << 20;
   struct Free {
     void operator()(uint8_t* p) const { std::free(p); }
   };
@@ -148,7 +151,7 @@ std::vector<Piece> heads_of(std::span<const Copy> run, std::span<Outcome> outcom
   thread_local Bounce bounce;
   uint64_t packed_bytes = 0;
   for (const Copy& copy : run) packed_bytes += copy.packed ? copy.far_bytes : 0;
-  uint8_t* room = packed_bytes ? bounce.reserve((packed_bytes + 4095) / 4096 * 4096) : nullptr;
+  uint8_t* room = packed_bytes ? bounce.reserve(packed_bytes) : nullptr;
   std::vector<Piece> heads;
   for (size_t i = 0; i < run.size(); ++i) {
     const Copy& copy = run[i];

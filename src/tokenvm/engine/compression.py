@@ -11,6 +11,9 @@ from tokenvm.memory.layout import PageLayout
 READ_BYTES = 1 << 20
 """The longest read that is made of neighbours."""
 
+HUGE_PAGE_BYTES = 2 << 20
+"""What `Bounce` in csrc/src/io_copy.cpp is a multiple of."""
+
 
 def codec_of(memory: MemoryConfig, geometry: PartGeometry, layout: PageLayout) -> Codec:
     """Make the codec that the settings name.
@@ -34,6 +37,11 @@ def codec_of(memory: MemoryConfig, geometry: PartGeometry, layout: PageLayout) -
 
 
 def bounce_bytes(codec: Codec, layout: PageLayout, threads: int) -> int:
-    """Return the most memory in which `threads` I/O threads keep encoded parts: one run, or one part, each."""
+    """Return the most memory in which `threads` I/O threads keep encoded parts.
+
+    Each has whole huge pages for one run, or for one part where that is more.
+    """
     stored = codec.stored_bytes(layout.part_stride)
-    return threads * max(READ_BYTES, stored) if stored < layout.part_stride else 0
+    if stored == layout.part_stride:
+        return 0
+    return threads * -(-max(READ_BYTES, stored) // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
