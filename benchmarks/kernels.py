@@ -14,8 +14,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from tokenvm.kernels import attention, linear, native, paging
+from tokenvm.kernels import attention, linear, native, paging, peak
 from tokenvm.kernels.state import AttentionState
+from tokenvm.kernels.weight_memory import WeightMemory
 
 LAYERS, HIDDEN, INNER, VOCABULARY, Q_HEADS, KV_HEADS, HEAD_DIM = 30, 576, 1536, 49152, 9, 3, 64
 SHAPES = ((960, HIDDEN), (HIDDEN, HIDDEN), (2 * INNER, HIDDEN), (HIDDEN, INNER))
@@ -45,23 +46,47 @@ def read_bandwidth() -> None:
     timed("read 1 GiB (torch sum)", data.sum, 5, lambda s: f"{data.nbytes / s / 1e9:.1f} GB/s")
 
 
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def matrices(rows: int, rounds: int) -> None:
-    """All matrices of the model once."""
-    shapes = [*SHAPES * LAYERS, (VOCABULARY, HIDDEN)]
-    packed = [linear.pack(torch.randn(n, k).bfloat16()) for n, k in shapes]
+    """All matrices of the model once, in turn with a plain read of the same bytes and the processor's peak."""
+    shapes, memory = [*SHAPES * LAYERS, (VOCABULARY, HIDDEN)], WeightMemory()
+    packed = [linear.pack(torch.randn(n, k).bfloat16(), memory) for n, k in shapes]
     inputs = {k: torch.randn(rows, k).bfloat16() for k in (HIDDEN, INNER)}
-    outputs = {n: torch.empty(rows, n) for n, _ in shapes}
-    bytes_, flops = sum(w.nbytes for w in packed), sum(2 * rows * n * k for n, k in shapes)
+    outputs = {n: torch.zeros(rows, n) for n, _ in shapes}
+    gated = torch.empty(rows, INNER, dtype=torch.bfloat16)
+    flops, operations = sum(2 * rows * n * k for n, k in shapes), 0
 
     def step() -> None:
         for w in packed:
-            linear.linear(inputs[w.columns], w, outputs[w.rows])
+            if w.rows == 2 * INNER:
+                linear.linear_silu_mul(inputs[w.columns], w, torch.bfloat16, gated)
+            elif w.rows == HIDDEN:
+                linear.linear_add(inputs[w.columns], w, outputs[w.rows])
+            else:
+                linear.linear(inputs[w.columns], w, outputs[w.rows])
 
-    timed(
-        f"matrices, M = {rows}",
-        step,
-        rounds,
-        lambda s: f"{bytes_ / s / 1e9:.1f} GB/s  {flops / s / 1e12:.2f} TFLOP/s",
+    def read() -> None:
+        for w in packed:
+            peak.read_all(w.storage.data_ptr(), w.nbytes)
+
+    def compute() -> None:
+        nonlocal operations
+        operations = peak.run_peak(20000)
+
+    works = (step, read, compute)
+    for work in works:
+        work()
+    times = [[seconds_of(work) for work in works] for _ in range(rounds)]
+    took, read_s, peak_s = (statistics.median(column) for column in zip(*times, strict=True))
+    say(
+        f"matrices, M = {rows:<4} median {took * 1e3:8.2f} ms  {took / read_s:5.2f} x reading ({read_s * 1e3:.2f} ms)  "
+        f"{flops / took / 1e12:.2f} of {operations / peak_s / 1e12:.2f} TFLOP/s"
     )
 
 
@@ -130,7 +155,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     say(f"{options.isa}, {options.threads} threads, pages of {options.block_tokens} tokens")
     read_bandwidth()
-    for rows, rounds in ((1, 15), (16, 15), (512, 4)):
+    for rows, rounds in ((1, 25), (16, 25), (64, 15), (256, 7), (512, 7)):
         matrices(rows, rounds)
     block = options.block_tokens
     attention_layers("decode attention, 8,000 tokens, 30 layers", 8000, 1, LAYERS, 15, block)

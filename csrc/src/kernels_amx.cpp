@@ -9,7 +9,7 @@
 #include "tokenvm/lane_bitpack.hpp"
 #include "tokenvm/lane_quantise.hpp"
 #include "tokenvm/lane_rowwise.hpp"
-#include "tokenvm/lane_finish.hpp"
+#include "tokenvm/lane_epilogue.hpp"
 #include "tokenvm/lane_linear.hpp"
 // And what the tile unit does better.
 #include "tokenvm/amx_attention.hpp"

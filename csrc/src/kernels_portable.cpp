@@ -9,7 +9,7 @@
 #include "tokenvm/lane_bitpack.hpp"
 #include "tokenvm/lane_quantise.hpp"
 #include "tokenvm/lane_rowwise.hpp"
-#include "tokenvm/lane_finish.hpp"
+#include "tokenvm/lane_epilogue.hpp"
 #include "tokenvm/lane_linear.hpp"
 
 namespace tokenvm {

@@ -62,7 +62,7 @@ Cut cut(std::int64_t rows, std::int64_t columns, std::int64_t blocks) {
 }
 
 void run_linear(void (*kernel)(const LinearJob&), const LinearJob& whole, std::int64_t rows) {
-  const std::int64_t gates = whole.finish == Finish::kSiluMul ? 2 : 1;
+  const std::int64_t gates = whole.epilogue == Epilogue::kSiluMul ? 2 : 1;
   const std::int64_t blocks = ceil_to(whole.outputs / gates, 16) / 16;
   const Cut size = cut(rows, whole.columns, blocks);
   const std::int64_t row_tasks = ceil_to(rows, size.rows) / size.rows;
@@ -122,23 +122,40 @@ void multiply_rows(PackFormat format, LinearJob job, std::int64_t rows) {
 
 void linear(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
             std::int64_t columns, float* out) {
-  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Finish::kStore, false, out}, rows);
+  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kStore, false, out}, rows);
 }
 
 void linear_add(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
                 std::int64_t columns, float* out) {
-  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Finish::kAdd, false, out}, rows);
+  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kAdd, false, out}, rows);
 }
 
 void linear_silu_mul(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
                      std::int64_t columns, void* out, bool narrow) {
   if (outputs % 32 == 0)
-    return multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Finish::kSiluMul, narrow, out}, rows);
+    return multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kSiluMul, narrow, out}, rows);
   thread_local Scratch scratch;
   float* gate_up = scratch.reserve<float>(static_cast<std::size_t>(rows * outputs));
   linear(format, x, rows, packed, outputs, columns, gate_up);
   silu_mul(gate_up, rows, outputs / 2, out, narrow);
 }
+
+namespace {
+
+// Row n of a block of sixteen.
+void unpack_row(const float* block, std::int64_t n, std::int64_t columns, float* row) {
+  for (std::int64_t k = 0; k < columns; ++k) row[k] = block[k * 16 + n];
+}
+
+void unpack_row(const bf16* block, std::int64_t n, std::int64_t columns, float* row) {
+  for (std::int64_t k = 0; k + 2 <= columns; k += 2) {
+    const bf16* pair = block + k * 16 + n * 2;
+    row[k] = widen(pair[0]), row[k + 1] = widen(pair[1]);
+  }
+  if (columns % 2 != 0) row[columns - 1] = widen(block[(columns - 1) * 16 + n * 2]);
+}
+
+}  // namespace
 
 void gather_rows(PackFormat format, const void* packed, std::int64_t outputs, std::int64_t columns,
                  const std::int64_t* ids, std::int64_t count, float* out) {
@@ -148,14 +165,11 @@ void gather_rows(PackFormat format, const void* packed, std::int64_t outputs, st
     const std::int64_t first = static_cast<std::int64_t>(task) * 16, last = std::min(count, first + 16);
     for (std::int64_t i = first; i < last; ++i) {
       const std::int64_t block = ids[i] / 16, n = ids[i] % 16;
-      float* row = out + i * columns;
-      if (format == PackFormat::kFp32) {
-        const float* w = static_cast<const float*>(packed) + block * 16 * columns + n;
-        for (std::int64_t k = 0; k < columns; ++k) row[k] = w[k * 16];
-      } else {
-        const bf16* w = static_cast<const bf16*>(packed) + block * 16 * ceil_to(columns, 32) + n * 2;
-        for (std::int64_t k = 0; k < columns; ++k) row[k] = widen(w[k / 2 * 32 + k % 2]);
-      }
+      if (format == PackFormat::kFp32)
+        unpack_row(static_cast<const float*>(packed) + block * 16 * columns, n, columns, out + i * columns);
+      else
+        unpack_row(static_cast<const bf16*>(packed) + block * 16 * ceil_to(columns, 32), n, columns,
+                   out + i * columns);
     }
   });
 }

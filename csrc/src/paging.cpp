@@ -1,6 +1,7 @@
 #include "tokenvm/paging.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "tokenvm/kernels.hpp"
@@ -10,17 +11,44 @@
 namespace tokenvm {
 namespace {
 
-// narrow() and the identity, by the dtype of the part.
-template <class T>
-T stored(float value) {
-  if constexpr (sizeof(T) == 2)
-    return narrow(value);
-  else
-    return value;
+constexpr std::int64_t kRun = 16;  // rows that are turned into the order of a part together
+
+// Keys of `count` consecutive tokens, [count][head_dim], to the place of the first one: what a dimension or a
+// pair of them takes is four bytes in either dtype, and lies side by side for the tokens.
+void place_keys(const void* rows, std::int64_t count, const PartShape& shape, void* keys, std::int64_t token) {
+  const std::int64_t units = shape.head_dim / shape.w();
+  const char* source = static_cast<const char*>(rows);
+  char* target = static_cast<char*>(keys) + token * 4;
+  for (std::int64_t u = 0; u < units; ++u)
+    for (std::int64_t r = 0; r < count; ++r)
+      std::memcpy(target + (u * shape.tokens + r) * 4, source + (r * units + u) * 4, 4);
+}
+
+void place_values(const float* rows, std::int64_t count, const PartShape& shape, float* values,
+                  std::int64_t token) {
+  std::memcpy(values + token * shape.head_dim, rows, static_cast<std::size_t>(count * shape.head_dim) * 4);
+}
+
+// Two tokens share a row of pairs. Where only one of them is there, the other's half stays untouched.
+void place_values(const bf16* rows, std::int64_t count, const PartShape& shape, bf16* values,
+                  std::int64_t token) {
+  const std::int64_t D = shape.head_dim;
+  for (std::int64_t r = 0; r < count;) {
+    const std::int64_t t = token + r;
+    bf16* pairs = values + t / 2 * 2 * D;
+    const bf16* row = rows + r * D;
+    const bool both = t % 2 == 0 && r + 1 < count;
+    if (both)
+      for (std::int64_t d = 0; d < D; ++d) pairs[2 * d] = row[d], pairs[2 * d + 1] = row[D + d];
+    else
+      for (std::int64_t d = 0; d < D; ++d) pairs[2 * d + t % 2] = row[d];
+    r += both ? 2 : 1;
+  }
 }
 
 template <class T>
 struct Append {
+  const Kernels& table;
   const float* qkv;
   std::int64_t q_heads;
   const PartShape& shape;
@@ -30,34 +58,55 @@ struct Append {
   const std::int32_t* offsets;
   T* out;
 
-  void row(const Kernels& table, std::int64_t i, float* roped) const {
-    const std::int64_t D = shape.head_dim, heads = q_heads + 2 * shape.kv_heads;
-    const float* x = qkv + i * heads * D;
-    const float* angles = cos_sin + position[i] * D;
-    for (std::int64_t h = 0; h < q_heads; ++h) {
-      table.rope(x + h * D, angles, D, roped);
-      T* q = out + (i * q_heads + h) * D;
-      for (std::int64_t d = 0; d < D; ++d) q[d] = stored<T>(roped[d]);
-    }
-    T* part = reinterpret_cast<T*>(static_cast<std::uintptr_t>(parts[i]));
-    const std::int64_t token = offsets[i];
+  const float* head(std::int64_t row, std::int64_t h) const {
+    return qkv + (row * (q_heads + 2 * shape.kv_heads) + h) * shape.head_dim;
+  }
+
+  void rope(std::int64_t row, std::int64_t h, T* target) const {
+    const std::int64_t D = shape.head_dim;
+    table.rope(head(row, h), cos_sin + position[row] * D, D, target, shape.narrow);
+  }
+
+  void copy_value(std::int64_t row, std::int64_t h, T* target) const {
+    if constexpr (sizeof(T) == 2)
+      table.cast(head(row, h), shape.head_dim, target);
+    else
+      std::memcpy(target, head(row, h), static_cast<std::size_t>(shape.head_dim) * 4);
+  }
+
+  // Rows [first, last) go to consecutive tokens of one part. `space` holds kRun heads.
+  void run(std::int64_t first, std::int64_t last, T* space) const {
+    const std::int64_t D = shape.head_dim, token = offsets[first];
+    for (std::int64_t i = first; i < last; ++i)
+      for (std::int64_t h = 0; h < q_heads; ++h) rope(i, h, out + (i * q_heads + h) * D);
+    T* part = reinterpret_cast<T*>(static_cast<std::uintptr_t>(parts[first]));
     for (std::int64_t h = 0; h < shape.kv_heads; ++h, part += shape.head_elements()) {
-      table.rope(x + (q_heads + h) * D, angles, D, roped);
-      const float* v = x + (q_heads + shape.kv_heads + h) * D;
-      for (std::int64_t d = 0; d < D; ++d) part[shape.key(token, d)] = stored<T>(roped[d]);
-      for (std::int64_t d = 0; d < D; ++d) part[shape.value(token, d)] = stored<T>(v[d]);
+      for (std::int64_t i = first; i < last; ++i) rope(i, q_heads + h, space + (i - first) * D);
+      place_keys(space, last - first, shape, part, token);
+      for (std::int64_t i = first; i < last; ++i)
+        copy_value(i, q_heads + shape.kv_heads + h, space + (i - first) * D);
+      place_values(space, last - first, shape, part + shape.tokens * D, token);
+    }
+  }
+
+  void rows(std::int64_t first, std::int64_t last, T* space) const {
+    for (std::int64_t end; first < last; first = end) {
+      for (end = first + 1; end < last && parts[end] == parts[first];) {
+        if (offsets[end] != offsets[first] + (end - first)) break;
+        ++end;
+      }
+      run(first, end, space);
     }
   }
 };
 
 template <class T>
 void append_rows(std::int64_t rows, const Append<T>& append) {
-  const Kernels& table = kernels();
-  parallel_for(static_cast<std::size_t>(ceil_to(rows, 16) / 16), [&](std::size_t task) {
+  parallel_for(static_cast<std::size_t>(ceil_to(rows, kRun) / kRun), [&](std::size_t task) {
     thread_local Scratch scratch;
-    float* roped = scratch.reserve<float>(static_cast<std::size_t>(append.shape.head_dim));
-    const std::int64_t first = static_cast<std::int64_t>(task) * 16, last = std::min(rows, first + 16);
-    for (std::int64_t i = first; i < last; ++i) append.row(table, i, roped);
+    T* space = scratch.reserve<T>(static_cast<std::size_t>(kRun * append.shape.head_dim));
+    const std::int64_t first = static_cast<std::int64_t>(task) * kRun;
+    append.rows(first, std::min(rows, first + kRun), space);
   });
 }
 
@@ -96,12 +145,11 @@ void rope_append(const float* qkv, std::int64_t rows, std::int64_t q_heads, cons
       throw std::invalid_argument("an offset is outside its page");
     if (parts[i] == 0) throw std::invalid_argument("a part address is 0");
   }
+  const Kernels& table = kernels();
   if (shape.narrow)
-    append_rows<bf16>(rows,
-                      {qkv, q_heads, shape, cos_sin, position, parts, offsets, static_cast<bf16*>(out)});
+    append_rows<bf16>(rows, {table, qkv, q_heads, shape, cos_sin, position, parts, offsets, static_cast<bf16*>(out)});
   else
-    append_rows<float>(rows,
-                       {qkv, q_heads, shape, cos_sin, position, parts, offsets, static_cast<float*>(out)});
+    append_rows<float>(rows, {table, qkv, q_heads, shape, cos_sin, position, parts, offsets, static_cast<float*>(out)});
 }
 
 void read_part(const void* part, const PartShape& shape, void* k, void* v) {

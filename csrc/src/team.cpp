@@ -83,7 +83,8 @@ class Team {
 
  private:
   void start() {
-    while (static_cast<int>(workers_.size()) < size() - 1) workers_.emplace_back([this, own = workers_.size() + 1] { work(own); });
+    while (static_cast<int>(workers_.size()) < size() - 1)
+      workers_.emplace_back([this, own = workers_.size() + 1] { work(own); });
   }
 
   void stop() {

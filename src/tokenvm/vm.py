@@ -83,9 +83,7 @@ class MemoryManager:
         while (short := slots - self.ledger.free(Tier.DEVICE)) > 0:
             victims = self._keep_promise(short) or choose_victims(short, self.ledger, self.policy, running)
             if not victims and self._flying:
-                self._finish(
-                    self._flying[0]
-                )  # slots of pages that nobody owns come back when their copies end
+                self._finish(self._flying[0])  # slots of pages that nobody owns come back then
                 continue
             if not victims:
                 raise StorageError("every page on the device is in use: raise kv_limit or lower max_num_seqs")

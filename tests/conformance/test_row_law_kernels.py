@@ -76,7 +76,7 @@ def test_row_counts_around_every_border(count: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
 @pytest.mark.parametrize(("outputs", "columns"), [(192, 576), (96, 100), (66, 31)])
-def test_products_with_their_finish(outputs: int, columns: int, dtype: torch.dtype) -> None:
+def test_products_with_an_epilogue(outputs: int, columns: int, dtype: torch.dtype) -> None:
     w, x = linear.pack(random(outputs, columns, dtype=dtype)), random(53, columns, dtype=dtype, seed=1)
     plain, residual = linear.linear(x, w), random(53, outputs, seed=2)
     active = same_everywhere(lambda: linear.linear_silu_mul(x, w, dtype))
@@ -99,6 +99,30 @@ def test_rowwise_kernels(dtype: torch.dtype) -> None:
     assert torch.equal(bits(norm.rms_norm(x[7:8], weight, 1e-5, dtype)), bits(normal[7:8]))
     assert torch.equal(bits(norm.silu_mul(gate_up[7:8], dtype)), bits(active[7:8]))
     assert torch.equal(same_everywhere(lambda: norm.cast(x, dtype)), x.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
+@pytest.mark.parametrize("head_dim", [64, 50])
+def test_rope_append_in_any_runs(head_dim: int, dtype: torch.dtype) -> None:
+    geometry, rows = PartGeometry(2, head_dim, 32, dtype), 41
+    qkv, cos_sin = random(rows, 7 * head_dim), random(80, head_dim, seed=1)
+    positions = torch.arange(7, 7 + rows)
+    page, offset = np.divmod(positions.numpy(), 32)
+
+    def append(cut: list[int]) -> torch.Tensor:
+        pages = torch.zeros(2, geometry.part_bytes, dtype=torch.uint8)
+        parts = (pages.data_ptr() + page * geometry.part_bytes).astype(np.uint64)
+        q, begin = [], 0
+        for end in cut:
+            at = slice(begin, end)
+            place = parts[at], offset[at].astype(np.int32)
+            q.append(paging.rope_append(qkv[at], cos_sin, positions[at], *place, geometry, 3).flatten())
+            begin = end
+        return torch.cat((*q, pages.view(dtype).flatten()))
+
+    whole = same_everywhere(lambda: append([rows]))
+    for cut in ([1, 2, 30, rows], [16, rows], list(range(1, rows + 1))):
+        assert torch.equal(bits(append(cut)), bits(whole))
 
 
 class Sequences:

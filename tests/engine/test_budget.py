@@ -3,6 +3,7 @@ import pytest
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import MAX_RING_BYTES, MIN_RING_PARTS, Needs, minimum_kv_bytes, plan_budget
 from tokenvm.errors import LimitTooSmall
+from tokenvm.memory.layout import HUGE_BYTES
 
 NEEDS = Needs(
     page_bytes=30 * 4096, part_bytes=4096, weight_bytes=1 << 20, workspace_bytes=1 << 19, wanted_pages=64
@@ -17,6 +18,14 @@ def test_pages_and_ring_stay_within_the_limit():
         assert used <= limit
         assert budget.device_slots >= 2
         assert budget.ring_slots >= MIN_RING_PARTS
+
+
+def test_a_ring_fills_its_huge_pages():
+    for limit in range(1 << 20, 64 << 20, 777_777):
+        ring_bytes = (
+            plan_budget(MemoryConfig(kv_limit=limit), NEEDS, FREE, DISK).ring_slots * NEEDS.part_bytes
+        )
+        assert ring_bytes < HUGE_BYTES or -ring_bytes % HUGE_BYTES < NEEDS.part_bytes
 
 
 def test_the_smallest_legal_limit_is_accepted_and_one_byte_less_is_refused_by_name():

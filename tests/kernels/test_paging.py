@@ -67,6 +67,23 @@ def test_rope_append_agrees_with_reference(sizes: tuple[int, int, int], dtype: t
     assert torch.equal(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
+def test_rows_of_one_batch_go_anywhere(dtype: torch.dtype) -> None:
+    geometry = PartGeometry(2, 34, 48, dtype)
+    runs = [(0, 5, 20), (1, 0, 17), (0, 25, 23), (2, 47, 1), (1, 30, 2), (1, 18, 1), (2, 3, 4)]
+    page = np.concatenate([np.full(count, page) for page, _, count in runs])
+    offset = np.concatenate([np.arange(first, first + count) for _, first, count in runs]).astype(np.int32)
+    rows = len(page)
+    qkv, cos_sin = random(rows, 7 * 34), random(100, 34)
+    positions, results = torch.arange(rows).flip(0), []
+    for append in (paging.rope_append, reference.rope_append):
+        pages = [part_for(geometry) + 1 for _ in range(3)]
+        parts = np.array([pages[i].data_ptr() for i in page], dtype=np.uint64)
+        results.append((append(qkv, cos_sin, positions, parts, offset, geometry, 3), torch.cat(pages)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
 def test_rope_turns_by_the_angle() -> None:
     geometry, part = PartGeometry(1, 2, 16, torch.float32), torch.zeros(64)
     cos_sin = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tokenvm.memory.cpu import CpuDevice
+from tokenvm.memory.cpu import AnonymousRegion, CpuDevice
 from tokenvm.memory.device import DeviceArena
-from tokenvm.memory.layout import PageLayout
+from tokenvm.memory.layout import HUGE_BYTES, PageLayout
 
 LAYOUT = PageLayout(layers=3, part_bytes=5000)
 
@@ -51,3 +51,15 @@ def test_freed_slots_are_nan_where_poison_is_on(device: CpuDevice, poison: bool)
     assert np.isnan(page(arena, 0).view(np.float16)).all() == poison
     assert not page(arena, 1).any()
     arena.freed([])
+
+
+@pytest.mark.parametrize("nbytes", [1, 4096, HUGE_BYTES - 4096, HUGE_BYTES, 5 * HUGE_BYTES // 2, 85 * 98304])
+def test_large_regions_begin_at_a_huge_page(nbytes: int) -> None:
+    region = AnonymousRegion(nbytes)
+    assert nbytes <= region.nbytes < nbytes + 4096
+    assert region.address % (HUGE_BYTES if nbytes >= HUGE_BYTES else 4096) == 0
+    whole = (ctypes.c_uint8 * region.nbytes).from_address(region.address)
+    assert not np.frombuffer(whole, np.uint8).any()
+    ctypes.memset(region.address, 7, region.nbytes)
+    region.close()
+    assert region.closed

@@ -38,26 +38,26 @@ struct Ahead {
 };
 
 // The sums of the last block of products: they go through the nearest cache, since lines of a wide matrix are
-// far apart, and are finished row by row while the tile unit is at the next block.
+// far apart, and their epilogue runs row by row while the tile unit is at the next block.
 class Pending {
  public:
   explicit Pending(const LinearJob& job) : job_(job) {}
-  ~Pending() { finish(sums_.rows); }
+  ~Pending() { apply(sums_.rows); }
   Pending(const Pending&) = delete;
   Pending& operator=(const Pending&) = delete;
 
-  // Finishes at most so many rows.
-  void finish(std::int64_t rows) {
+  // The epilogue of at most so many rows.
+  void apply(std::int64_t rows) {
     rows = rows < sums_.rows ? rows : sums_.rows;
     if (rows == 0) return;
-    finish_sums(job_, {sums_.data, sums_.stride, sums_.row, rows, sums_.block, sums_.blocks});
+    apply_epilogue(job_, {sums_.data, sums_.stride, sums_.row, rows, sums_.block, sums_.blocks});
     sums_.data += rows * sums_.stride, sums_.row += rows, sums_.rows -= rows;
   }
 
   // Takes the M x N tiles in the registers, for row tile m and block n of the job.
   template <int M, int N>
   void take(std::int64_t m, std::int64_t n) {
-    finish(sums_.rows);
+    apply(sums_.rows);
     turn_ ^= 1;
     store_tiles<M, N>(space_[turn_], N * 16, M * 16);
     const std::int64_t rows = job_.row_end - m * 16;
@@ -99,7 +99,7 @@ inline void sum_pairs(const bf16* a, std::int64_t next, const bf16* const (&b)[2
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
-    pending.finish(2);
+    pending.apply(2);
   }
 }
 
@@ -140,7 +140,7 @@ struct Columns {
 
   Columns(const LinearJob& job, std::int64_t n) : block(n) {
     const std::int64_t size = 16 * ceil_to(job.columns, 32);
-    const std::int64_t ups = job.outputs / 32, half = job.finish == Finish::kSiluMul ? N / 2 : N;
+    const std::int64_t ups = job.outputs / 32, half = job.epilogue == Epilogue::kSiluMul ? N / 2 : N;
     for (int i = 0; i < N; ++i)
       data[i] = static_cast<const bf16*>(job.weight) + (i < half ? n + i : n + ups + i - half) * size;
   }
@@ -171,7 +171,7 @@ inline void row_of_tiles(const LinearJob& job, std::int64_t m, const Columns<N>&
 template <int N>
 inline Ahead ahead_of(const LinearJob& job, const Columns<N>& columns, std::int64_t pair, std::int64_t pairs) {
   const std::int64_t chunks = ceil_to(job.columns, 32) / 32, share = (16 + pairs - 1) / pairs;
-  const std::int64_t next = (job.finish == Finish::kSiluMul ? 1 : N) * chunks * kTile * 2;
+  const std::int64_t next = (job.epilogue == Epilogue::kSiluMul ? 1 : N) * chunks * kTile * 2;
   const bool soon = pairs < 8;
   const std::int64_t lines = soon ? (pair == 0 ? 16 : 0) : (pair * share < 16 ? share : 0);
   Ahead ahead{{nullptr, nullptr}, lines, soon};
@@ -197,7 +197,7 @@ inline void all_rows(const LinearJob& job, std::int64_t n, Pending& pending) {
 inline void tile_linear(const LinearJob& job) {
   const TileScope tiles;
   Pending pending(job);
-  const bool gated = job.finish == Finish::kSiluMul, one = job.row_end - job.row_begin <= 16;
+  const bool gated = job.epilogue == Epilogue::kSiluMul, one = job.row_end - job.row_begin <= 16;
   const std::int64_t four = gated ? 2 : 4, two = gated ? 1 : 2;
   std::int64_t n = job.block_begin;
   for (; one && n + four <= job.block_end; n += four)

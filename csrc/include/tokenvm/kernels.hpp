@@ -95,7 +95,7 @@ struct CodeJob {
 
 // What becomes of the sums of a product: they are stored, or added to what is there; or the first half of the
 // outputs are gates g, the second half ups u, and silu(g) * u is stored.
-enum class Finish : int { kStore, kAdd, kSiluMul };
+enum class Epilogue : int { kStore, kAdd, kSiluMul };
 
 // The rows [row_begin, row_end) times the blocks of 16 outputs [block_begin, block_end) of a packed matrix.
 // kSiluMul: the outputs are a multiple of 32, and the blocks are those of the gates.
@@ -106,7 +106,7 @@ struct LinearJob {
   std::int64_t outputs;  // N
   std::int64_t row_begin, row_end;
   std::int64_t block_begin, block_end;
-  Finish finish;
+  Epilogue epilogue;
   bool narrow;  // kSiluMul: out is bf16, else fp32
   void* out;    // [total_rows][outputs], kSiluMul: [total_rows][outputs/2]
 };
@@ -135,8 +135,8 @@ struct Kernels {
                    void* out, bool narrow);
   void (*silu_mul)(const float* gate, const float* up, std::int64_t count, void* out, bool narrow);
   void (*cast)(const float* x, std::int64_t count, bf16* out);
-  // Half-rotation of one head: cos_sin holds head_dim/2 cosines, then as many sines.
-  void (*rope)(const float* x, const float* cos_sin, std::int64_t head_dim, float* out);
+  // Half-rotation of one head, to fp32 or bf16: cos_sin holds head_dim/2 cosines, then as many sines.
+  void (*rope)(const float* x, const float* cos_sin, std::int64_t head_dim, void* out, bool narrow);
 
   // As in bitpack.hpp.
   std::uint64_t (*bitpack_encode)(const void* part, std::uint64_t nbytes, void* stored, std::uint64_t room);

@@ -1,4 +1,4 @@
-// Matrix products over packed weights. Include after dot.hpp and lane_finish.hpp.
+// Matrix products over packed weights. Include after dot.hpp and lane_epilogue.hpp.
 #pragma once
 
 #include "tokenvm/kernels.hpp"
@@ -21,13 +21,13 @@ inline void widen_rows(const bf16* x, std::int64_t columns, std::int64_t row_beg
 
 constexpr std::int64_t kAhead = 64;  // steps between a weight and what is fetched meanwhile
 
-// One row block of a job: straight to its place, or by way of a few sums that are finished at once.
+// One row block of a job: straight to its place, or by way of a few sums whose epilogue follows at once.
 template <class Dot>
-inline void finish_rows(const LinearJob& job, std::int64_t row, std::int64_t rows, std::int64_t stride,
+inline void sum_rows(const LinearJob& job, std::int64_t row, std::int64_t rows, std::int64_t stride,
                          std::int64_t step) {
   using Weight = typename Dot::Weight;
   const std::int64_t size = stride * 16;
-  const bool gated = job.finish == Finish::kSiluMul;
+  const bool gated = job.epilogue == Epilogue::kSiluMul;
   const Rows x{static_cast<const float*>(job.rows) + row * stride, stride};
   alignas(64) float sums[kRowBlock * 32];
   for (std::int64_t n = job.block_begin; n < job.block_end; n += gated ? 1 : 2) {
@@ -35,7 +35,7 @@ inline void finish_rows(const LinearJob& job, std::int64_t row, std::int64_t row
     const Weight* weight = static_cast<const Weight*>(job.weight) + n * size;
     const Weights weights{weight, step, gated ? job.outputs / 32 * size : size, weight + kAhead * step};
     dot<Dot>(rows, x, weights, 0, stride, {sums, 32, blocks * 16});
-    finish_sums(job, {sums, 32, row, rows, n, blocks});
+    apply_epilogue(job, {sums, 32, row, rows, n, blocks});
   }
 }
 
@@ -55,8 +55,8 @@ template <class Dot>
 inline void linear_rows(const LinearJob& job, std::int64_t stride, std::int64_t step) {
   for (std::int64_t r = job.row_begin; r < job.row_end; r += kRowBlock) {
     const std::int64_t rows = job.row_end - r < kRowBlock ? job.row_end - r : kRowBlock;
-    job.finish == Finish::kStore ? store_rows<Dot>(job, r, rows, stride, step)
-                                 : finish_rows<Dot>(job, r, rows, stride, step);
+    job.epilogue == Epilogue::kStore ? store_rows<Dot>(job, r, rows, stride, step)
+                                 : sum_rows<Dot>(job, r, rows, stride, step);
   }
 }
 

@@ -42,12 +42,14 @@ inline void cast_row(const float* x, std::int64_t count, bf16* out) {
   for (std::int64_t i = 0; i < count; i += 16) store_as(out, i, load_some(x + i, count - i), count - i, true);
 }
 
-inline void rope(const float* x, const float* cos_sin, std::int64_t head_dim, float* out) {
+inline void rope(const float* x, const float* cos_sin, std::int64_t head_dim, void* out, bool narrow) {
   const std::int64_t half = head_dim / 2;
-  for (std::int64_t d = 0; d < half; ++d) {
-    const float c = cos_sin[d], s = cos_sin[half + d], low = x[d], high = x[half + d];
-    out[d] = low * c - high * s;
-    out[half + d] = high * c + low * s;
+  for (std::int64_t d = 0; d < half; d += 16) {
+    const std::int64_t count = half - d;
+    const Lanes c = load_some(cos_sin + d, count), s = load_some(cos_sin + half + d, count);
+    const Lanes low = load_some(x + d, count), high = load_some(x + half + d, count);
+    store_as(out, d, sub(mul(low, c), mul(high, s)), count, narrow);
+    store_as(out, half + d, add(mul(high, c), mul(low, s)), count, narrow);
   }
 }
 

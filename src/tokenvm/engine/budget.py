@@ -7,11 +7,12 @@ from typing import Literal
 
 from tokenvm.config import MemoryConfig
 from tokenvm.errors import LimitTooSmall
+from tokenvm.memory.layout import HUGE_BYTES
 from tokenvm.sizes import format_size
 
 MIN_RING_PARTS = 4
 MAX_RING_BYTES = 8 << 20
-RING_SHARE = 4  # at most one quarter of a KV limit is staging ring
+RING_SHARE = 4  # at most one quarter of a KV limit is staging ring, in whole huge pages where it has some
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ def _lower_bytes(name: str, given: int | Literal["auto"], automatic: int, needs:
 
 
 def _ring_slots(kv_bytes: int, needs: Needs) -> int:
-    wanted = min(MAX_RING_BYTES, kv_bytes // RING_SHARE) // needs.part_bytes
+    share = min(MAX_RING_BYTES, kv_bytes // RING_SHARE)
+    wanted = (share - share % HUGE_BYTES if share > HUGE_BYTES else share) // needs.part_bytes
     most = (kv_bytes - (needs.open_slots + 1) * needs.page_bytes) // needs.part_bytes
     return max(MIN_RING_PARTS, min(wanted, most))
 

@@ -8,6 +8,7 @@ import torch
 
 from tokenvm.kernels import checks
 from tokenvm.kernels.native import native
+from tokenvm.kernels.weight_memory import WeightMemory
 
 _ALIGNMENT_BYTES = 64
 
@@ -32,12 +33,13 @@ class PackedMatrix:
         return self.storage.numel()
 
 
-def pack(weight: torch.Tensor) -> PackedMatrix:
-    """Pack a contiguous CPU weight [N, K], bfloat16 or float32, of any size."""
+def pack(weight: torch.Tensor, memory: WeightMemory | None = None) -> PackedMatrix:
+    """Pack a contiguous CPU weight [N, K], bfloat16 or float32, of any size; into `memory` if there is one."""
     rows, columns = checks.dimensions("weight", weight, 2)
     narrow = checks.narrow(weight.dtype, "the weight's dtype")
     source = checks.tensor("weight", weight, (rows, columns), weight.dtype)
-    storage = _aligned(native().packed_bytes(narrow, rows, columns))
+    nbytes = native().packed_bytes(narrow, rows, columns)
+    storage = _aligned(nbytes) if memory is None else memory.take(nbytes)
     native().pack(narrow, source, rows, columns, storage.data_ptr())
     return PackedMatrix(rows, columns, weight.dtype, storage, "bf16-k32n16" if narrow else "fp32-n16")
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 ALIGNMENT_BYTES = 4096
 """Every part begins on this boundary, in memory and on disk: what direct I/O asks for anywhere."""
 
+HUGE_BYTES = 2 << 20
+"""A huge page of memory, where there are any."""
+
 
 @dataclass(frozen=True, slots=True)
 class PageLayout:

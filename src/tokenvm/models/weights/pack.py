@@ -10,6 +10,7 @@ import torch
 
 from tokenvm.errors import ConfigError
 from tokenvm.kernels.linear import PackedMatrix, pack
+from tokenvm.kernels.weight_memory import WeightMemory
 from tokenvm.models.context import EndWeights, LayerWeights
 from tokenvm.models.registry import Family, load_spec
 from tokenvm.models.spec import ModelSpec
@@ -54,35 +55,44 @@ def load_model(folder: Path, dtype: str = "auto") -> LoadedModel:
     """
     target = resolve_dtype(dtype)
     spec, family = load_spec(folder)
+    memory = WeightMemory()
     with Checkpoint(folder) as checkpoint:
         checkpoint.check(family.tensor_shapes(spec), lambda name: family.is_ignorable(name, spec))
-        layers = tuple(_layer(checkpoint, family, layer, target) for layer in range(spec.layers))
-        return LoadedModel(spec, ModelWeights(target, layers, _ends(checkpoint, family, spec, target)))
+        layers = tuple(_layer(checkpoint, memory, family, layer, target) for layer in range(spec.layers))
+        return LoadedModel(
+            spec, ModelWeights(target, layers, _ends(checkpoint, memory, family, spec, target))
+        )
 
 
-def _layer(checkpoint: Checkpoint, family: Family, layer: int, dtype: torch.dtype) -> LayerWeights:
+def _layer(
+    checkpoint: Checkpoint, memory: WeightMemory, family: Family, layer: int, dtype: torch.dtype
+) -> LayerWeights:
     names = family.layer_tensors(layer)
     return LayerWeights(
         attn_norm=_vector(checkpoint, names.attn_norm),
-        qkv=_matrix(checkpoint, names.qkv, dtype),
-        o=_matrix(checkpoint, (names.o,), dtype),
+        qkv=_matrix(checkpoint, memory, names.qkv, dtype),
+        o=_matrix(checkpoint, memory, (names.o,), dtype),
         mlp_norm=_vector(checkpoint, names.mlp_norm),
-        gate_up=_matrix(checkpoint, names.gate_up, dtype),
-        down=_matrix(checkpoint, (names.down,), dtype),
+        gate_up=_matrix(checkpoint, memory, names.gate_up, dtype),
+        down=_matrix(checkpoint, memory, (names.down,), dtype),
     )
 
 
-def _ends(checkpoint: Checkpoint, family: Family, spec: ModelSpec, dtype: torch.dtype) -> EndWeights:
+def _ends(
+    checkpoint: Checkpoint, memory: WeightMemory, family: Family, spec: ModelSpec, dtype: torch.dtype
+) -> EndWeights:
     names = family.end_tensors(spec)
-    embedding = _matrix(checkpoint, (names.embedding,), dtype)
+    embedding = _matrix(checkpoint, memory, (names.embedding,), dtype)
     tied = names.lm_head == names.embedding
-    lm_head = embedding if tied else _matrix(checkpoint, (names.lm_head,), dtype)
+    lm_head = embedding if tied else _matrix(checkpoint, memory, (names.lm_head,), dtype)
     return EndWeights(embedding, _vector(checkpoint, names.final_norm), lm_head)
 
 
-def _matrix(checkpoint: Checkpoint, names: tuple[str, ...], dtype: torch.dtype) -> PackedMatrix:
+def _matrix(
+    checkpoint: Checkpoint, memory: WeightMemory, names: tuple[str, ...], dtype: torch.dtype
+) -> PackedMatrix:
     parts = [checkpoint.read(name).to(dtype) for name in names]
-    return pack(parts[0].contiguous() if len(parts) == 1 else torch.cat(parts))
+    return pack(parts[0].contiguous() if len(parts) == 1 else torch.cat(parts), memory)
 
 
 def _vector(checkpoint: Checkpoint, name: str) -> torch.Tensor:

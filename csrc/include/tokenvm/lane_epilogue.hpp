@@ -41,9 +41,9 @@ inline void gate_sums(const LinearJob& job, const Sums& sums) {
   }
 }
 
-inline void finish_sums(const LinearJob& job, const Sums& sums) {
-  if (job.finish == Finish::kSiluMul) return gate_sums(job, sums);
-  job.finish == Finish::kAdd ? add_sums(job, sums) : store_sums(job, sums);
+inline void apply_epilogue(const LinearJob& job, const Sums& sums) {
+  if (job.epilogue == Epilogue::kSiluMul) return gate_sums(job, sums);
+  job.epilogue == Epilogue::kAdd ? add_sums(job, sums) : store_sums(job, sums);
 }
 
 }  // namespace
