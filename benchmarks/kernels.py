@@ -116,6 +116,33 @@ def attention_layers(name: str, tokens: int, rows: int, layers: int, rounds: int
     timed(name, step, rounds, lambda s: f"{read / s / 1e9:.1f} GB/s of KV  {flops / s / 1e12:.2f} TFLOP/s")
 
 
+def prefill_attention(tokens: int, chunk: int, rounds: int, block_tokens: int) -> None:
+    """Causal attention of a whole prompt in chunks: one layer, its time times the number of layers."""
+    geometry = paging.PartGeometry(KV_HEADS, HEAD_DIM, block_tokens, torch.bfloat16)
+    arena = torch.randn(-(-tokens // block_tokens), geometry.part_bytes // 2).bfloat16()
+    parts = np.array([part.data_ptr() for part in arena], dtype=np.uint64)
+    q, first = torch.randn(chunk, Q_HEADS, HEAD_DIM).bfloat16(), np.zeros(1, dtype=np.int32)
+    state = AttentionState.empty(chunk, Q_HEADS, HEAD_DIM)
+
+    def layer() -> None:
+        for start in range(0, tokens, chunk):
+            rows = min(chunk, tokens - start)
+            view = AttentionState(state.acc[:rows], state.peak[:rows], state.mass[:rows])
+            view.reset(rows)
+            segments = np.array([[0, rows, 0, -(-(start + rows) // block_tokens)]], dtype=np.int32)
+            positions = torch.arange(start, start + rows)
+            attention.attend(view, q[:rows], positions, segments, first, parts, geometry, HEAD_DIM**-0.5)
+
+    flops = 4 * tokens * (tokens + 1) // 2 * Q_HEADS * HEAD_DIM
+    name = f"prefill attention, {tokens:,} tokens by {chunk}, 1 layer"
+    timed(
+        name,
+        layer,
+        rounds,
+        lambda s: f"{flops / s / 1e12:.2f} TFLOP/s  {s * LAYERS:.2f} s for {LAYERS} layers",
+    )
+
+
 def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -133,6 +160,7 @@ def main() -> None:
     block = options.block_tokens
     attention_layers("decode attention, 8,000 tokens, 30 layers", 8000, 1, LAYERS, 15, block)
     attention_layers("prefill attention, 512 rows of 6,000, 4 layers", 6000, 512, 4, 4, block)
+    prefill_attention(8000, 512, 4, block)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ namespace tokenvm {
 namespace {
 
 constexpr std::int64_t kTileRows = 192;           // query rows (row, head) of a task that walks the pages
+constexpr std::int64_t kFewestTileRows = 48;      // with fewer, pages are brought near for too little work
 constexpr std::int64_t kTasksPerThread = 8;       // so that threads finish together
 constexpr std::int64_t kPartialBytes = 64 << 20;  // most that the partial results of one call may take
 
@@ -132,11 +133,14 @@ void check(const AttendCall& call) {
 void attend(const AttendCall& call) {
   check(call);
   const std::int64_t wanted = team_size() == 1 ? 1 : team_size() * kTasksPerThread;
-  std::vector<Tile> tiles = tiles_of(call, kTileRows);
+  std::int64_t tile_rows = kTileRows;
+  std::vector<Tile> tiles = tiles_of(call, tile_rows);
+  while (static_cast<std::int64_t>(tiles.size()) < wanted && tile_rows > kFewestTileRows)
+    tiles = tiles_of(call, tile_rows /= 2);
   if (static_cast<std::int64_t>(tiles.size()) < wanted) {
     Scatter scatter(call);
     if (scatter.bytes() <= kPartialBytes) return scatter.run();
-    tiles = tiles_of(call, kTileRows / 12);
+    tiles = tiles_of(call, kFewestTileRows / 3);
   }
   const Kernels& table = kernels();
   parallel_for(tiles.size(), [&](std::size_t task) { Query(call, table, tiles[task]).fold_pages(); });

@@ -217,6 +217,46 @@ def test_many_rows_walk_the_pages_and_few_are_spread(dtype: torch.dtype) -> None
         assert torch.equal(bits(attend(begin, end)), bits(whole[begin:end]))
 
 
+def a_shape(seed: int) -> tuple[PartGeometry, int, int, int, int]:
+    """A random part, query heads, tokens, rows and window; every second one has the shape that has code of its own."""
+    rng = np.random.default_rng(seed)
+    kv_heads, group = int(rng.integers(1, 3)), int(rng.integers(1, 5))
+    head_dim = 64 if seed % 2 else int(rng.choice([32, 48, 64, 96, 128, 256]))
+    block_tokens = int(rng.choice([64, 128])) if seed % 2 else int(rng.choice([16, 32, 48, 64, 128]))
+    tokens = int(rng.integers(2 * block_tokens, 5 * block_tokens))
+    rows = int(rng.integers(1, min(tokens, 70)))
+    window = int(rng.integers(1, tokens)) if rng.integers(3) == 0 else 0
+    return (
+        PartGeometry(kv_heads, head_dim, block_tokens, torch.bfloat16),
+        kv_heads * group,
+        tokens,
+        rows,
+        window,
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_attention_of_random_shapes(seed: int) -> None:
+    geometry, q_heads, tokens, rows, window = a_shape(seed)
+    pages = -(-tokens // geometry.block_tokens)
+    arena = random(pages, geometry.part_bytes // 2, dtype=torch.bfloat16)
+    parts = np.array([page.data_ptr() for page in arena], dtype=np.uint64)
+    q = 3 * random(rows, q_heads, geometry.head_dim, dtype=torch.bfloat16, seed=1)
+
+    def attend(begin: int, end: int) -> torch.Tensor:
+        state = AttentionState.empty(end - begin, q_heads, geometry.head_dim)
+        positions = torch.arange(tokens - rows + begin, tokens - rows + end)
+        segments, first = np.array([[0, end - begin, 0, pages]], dtype=np.int32), np.zeros(1, dtype=np.int32)
+        attention.attend(state, q[begin:end], positions, segments, first, parts, geometry, 0.3, window)
+        out, lse = state.finish(torch.float32)
+        return torch.cat((out, lse[..., None]), dim=-1)
+
+    whole = same_everywhere(lambda: attend(0, rows))
+    assert not whole.isnan().any()
+    for begin, end in ((0, 1), (rows // 2, rows), (rows - 1, rows)):
+        assert torch.equal(bits(attend(begin, end)), bits(whole[begin:end]))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])
 def test_rope_append(dtype: torch.dtype) -> None:
     geometry = PartGeometry(2, 64, 32, dtype)

@@ -2,72 +2,161 @@
 // page by page. Include after it.
 #pragma once
 
-#include "tokenvm/amx_products.hpp"
+#include "tokenvm/amx_fixed.hpp"
+#include "tokenvm/amx_units.hpp"
 
 namespace tokenvm {
 namespace {
 
-// The units of a walk in order: page after page, all tiles of rows of each. What no row sees is left out.
-class Units {
+// The tile products that run beside the softmax of one unit: the weights of the unit before it times their
+// values, then the queries of the unit after it times their keys. A step is two TDPBF16PS where it can be. The
+// results of a step are stored one or two steps later, when they are there: a store that waits would hold up
+// loads from addresses with the same low bits.
+class Products {
  public:
-  Units(const WalkJob& job) : job_(job), tiles_(ceil_to(job.rows, kUnitRows) / kUnitRows) {}
+  Products(const WalkJob& job) : job_(job) {}
 
-  // Fills `unit`; false at the end.
-  bool next(Unit& unit, float* scores) {
-    for (; page_ < job_.page_count; ++page_, tile_ = 0)
-      while (tile_ < tiles_)
-        if (fill(unit, tile_++, scores)) return true;
-    return false;
+  // Either may be null.
+  void begin(const Unit* weighed, const Unit* next) {
+    weighed_ = weighed, next_ = next;
+    group_ = chunk_ = half_ = column_ = 0;
+    value_steps_ = weighed == nullptr ? 0 : weighed->tokens() / 32 * (job_.head_dim / 32);
+    key_steps_ = next == nullptr ? 0 : next->tokens() / 16;
+    ahead_ = next == nullptr ? PageAhead{nullptr, 0} : share_ahead(job_, *next);
+    lines_ = steps() > 0 ? ahead_.lines / steps() + 1 : ahead_.lines;
   }
 
- private:
-  bool fill(Unit& unit, std::int64_t tile, float* scores) const {
-    const std::int64_t T = job_.tokens, start = job_.start + page_ * T, first = tile * kUnitRows;
-    const std::int64_t rows = job_.rows - first < kUnitRows ? job_.rows - first : kUnitRows;
-    const Span span = see(unit, first, rows, start);
-    if (span.begin >= span.end) return false;
-    unit.q = job_.q_tiles + first * job_.head_dim;
-    unit.keys = keys_of(job_, page_);
-    unit.page = page_;
-    unit.tile = tile;
-    unit.scores = {scores,     T,        rows,       floor_to(span.begin, 32), ceil_to(span.end, 32),
-                   unit.begin, unit.end, job_.scale, unit.peak,                unit.mass};
+  std::int64_t steps() const { return value_steps_ + key_steps_; }
+
+  // One step; false if all are done.
+  bool step() {
+    prefetch();
+    asm volatile("" ::: "memory");
+    if (value_steps_ > 0)
+      value_step();
+    else if (key_steps_ > 0)
+      key_step();
+    else
+      return false;
+    asm volatile("" ::: "memory");
     return true;
   }
 
-  bool all_see(const std::int64_t* position, std::int64_t rows, std::int64_t start) const {
-    const __m512i newest = _mm512_set1_epi64(job_.window > 0 ? start + job_.window - 1 : INT64_MAX);
-    const __m512i oldest = _mm512_set1_epi64(start + job_.tokens - (job_.later ? 0 : 1));
-    bool all = true;
-    for (std::int64_t r = 0; r < rows; r += 8) {
-      const __mmask8 there = static_cast<__mmask8>(lanes_between(0, rows - r));
-      const __m512i p = _mm512_maskz_loadu_epi64(there, position + r);
-      all &= _mm512_mask_cmp_epi64_mask(there, p, oldest, _MM_CMPINT_LT) == 0 &&
-             _mm512_mask_cmp_epi64_mask(there, p, newest, _MM_CMPINT_NLE) == 0;
-    }
-    return all;
+ private:
+  void prefetch() {
+    for (std::int64_t i = 0; i < lines_ && ahead_.lines > 0; ++i, --ahead_.lines, ahead_.data += 64)
+      _mm_prefetch(ahead_.data, _MM_HINT_T1);
   }
 
-  // Sets what each row sees; returns what any sees.
-  Span see(Unit& unit, std::int64_t first, std::int64_t rows, std::int64_t start) const {
-    const std::int64_t T = job_.tokens;
-    unit.whole = all_see(job_.position + first, rows, start);
-    if (unit.whole) return {0, T};
-    Span span{T, 0};
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const Span seen = seen_tokens(job_.position[first + r] - start, job_.window, T, job_.later);
-      unit.begin[r] = static_cast<std::int32_t>(seen.begin);
-      unit.end[r] = static_cast<std::int32_t>(seen.end);
-      if (seen.begin >= seen.end) continue;
-      if (seen.begin < span.begin) span.begin = seen.begin;
-      if (seen.end > span.end) span.end = seen.end;
+  void value_step() {
+    const std::int64_t D = job_.head_dim;
+    const bf16* values = reinterpret_cast<const bf16*>(weighed_->keys) + job_.tokens * D;
+    const bf16* v = values + (weighed_->scores.first + 32 * chunk_) * D + 2 * (64 * group_ + 32 * half_);
+    if (chunk_ == 0 && half_ == 0) zero_group();
+    if (half_ == 0) _tile_loadd(4, weighed_->scores.data + 16 * chunk_, weighed_->scores.pitch * 4);
+    _tile_loadd(5, v, 4 * D);
+    _tile_loadd(6, v + 32, 4 * D);
+    if (half_ == 0) {
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_dpbf16ps(1, 4, 6);
+    } else {
+      _tile_dpbf16ps(2, 4, 5);
+      _tile_dpbf16ps(3, 4, 6);
     }
-    return span;
+    --value_steps_;
+    next_value();
+  }
+
+  void zero_group() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+
+  bool wide_group() const { return 64 * group_ + 64 <= job_.head_dim; }
+
+  void next_value() {
+    if (half_ == 0 && wide_group()) {
+      half_ = 1;
+      return;
+    }
+    half_ = 0;
+    if (32 * ++chunk_ < weighed_->tokens()) return;
+    chunk_ = 0;
+    store_group();
+    ++group_;
+  }
+
+  void store_group() {
+    float* acc = job_.page_acc + 64 * group_;
+    const std::int64_t stride = 4 * job_.head_dim;
+    _tile_stored(0, acc, stride);
+    _tile_stored(1, acc + 16, stride);
+    if (!wide_group()) return;
+    _tile_stored(2, acc + 32, stride);
+    _tile_stored(3, acc + 48, stride);
+  }
+
+  // Columns of scores rotate through the registers 2, 3 and 4. Two chunks of queries stay in 0 and 1.
+  void key_step() {
+    const std::int64_t chunks = job_.head_dim / 32;
+    if (column_ == 0) {
+      _tile_loadd(0, next_->q, 64);
+      if (chunks > 1) _tile_loadd(1, next_->q + kTile, 64);
+    }
+    switch (column_ % 3) {
+      case 0:
+        if (column_ >= 2) store_column<3>(column_ - 2);
+        key_column<2>(chunks);
+        break;
+      case 1:
+        if (column_ >= 2) store_column<4>(column_ - 2);
+        key_column<3>(chunks);
+        break;
+      default:
+        store_column<2>(column_ - 2);
+        key_column<4>(chunks);
+    }
+    ++column_;
+    if (--key_steps_ == 0) store_last(column_ - 2), store_last(column_ - 1);
+  }
+
+  template <int Register>
+  void key_column(std::int64_t chunks) {
+    const std::int64_t stride = 4 * job_.tokens;
+    const bf16* k = reinterpret_cast<const bf16*>(next_->keys) + 2 * (next_->scores.first + 16 * column_);
+    zero_tile<Register>();
+    _tile_loadd(5, k, stride);
+    add_product<Register, 0, 5>();
+    if (chunks == 1) return;
+    _tile_loadd(6, k + 32 * job_.tokens, stride);
+    add_product<Register, 1, 6>();
+    for (std::int64_t c = 2; c < chunks; ++c) {
+      _tile_loadd(7, next_->q + c * kTile, 64);
+      _tile_loadd(5, k + c * 32 * job_.tokens, stride);
+      add_product<Register, 7, 5>();
+    }
+  }
+
+  template <int Register>
+  void store_column(std::int64_t column) {
+    store_whole_tile<Register>(next_->scores.data + 16 * column, next_->scores.pitch * 4);
+  }
+
+  void store_last(std::int64_t column) {
+    if (column % 3 == 0) return store_column<2>(column);
+    if (column % 3 == 1) return store_column<3>(column);
+    store_column<4>(column);
   }
 
   const WalkJob& job_;
-  const std::int64_t tiles_;
-  std::int64_t page_ = 0, tile_ = 0;
+  const Unit* weighed_ = nullptr;
+  const Unit* next_ = nullptr;
+  std::int64_t group_ = 0, chunk_ = 0, half_ = 0, column_ = 0;
+  std::int64_t value_steps_ = 0, key_steps_ = 0;
+  PageAhead ahead_{nullptr, 0};
+  std::int64_t lines_ = 0;
 };
 
 // Takes what a unit gave into the state of its rows, or where the partial results of its page belong.

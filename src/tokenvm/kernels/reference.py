@@ -211,8 +211,8 @@ def _page(
     keys, values = k.repeat_interleave(group, 0).double(), v.repeat_interleave(group, 0).double()
     scores = torch.einsum("hd,htd->ht", q.double(), keys).float() * scale
     peak = scores.amax(-1)
-    p = torch.exp(scores - peak[:, None]).to(q.dtype)
-    return torch.einsum("ht,htd->hd", p.double(), values).float(), peak, p.float().sum(-1)
+    p = torch.exp(scores - peak[:, None])
+    return torch.einsum("ht,htd->hd", p.to(q.dtype).double(), values).float(), peak, p.sum(-1)
 
 
 def _fold(state: AttentionState, row: int, acc: torch.Tensor, peak: torch.Tensor, mass: torch.Tensor) -> None:
