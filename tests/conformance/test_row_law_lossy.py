@@ -100,10 +100,13 @@ def test_rows_alone_in_chunks_and_all_at_once(
 @pytest.mark.parametrize("window", [0, 37])
 @pytest.mark.parametrize("kv_format", FORMATS)
 def test_attention_agrees_with_the_reference(kv_format: str, window: int, dtype: torch.dtype) -> None:
+    """In bf16 a weight at a rounding border may come out one step of bf16 apart: rare, so the mean stays small."""
     sequence = LossySequence((4, 2), PartGeometry(2, 64, 32, dtype, kv_format))
+    narrow = dtype is torch.bfloat16
     for begin, end in ((0, 40), (100, sequence.tokens)):
         got, wanted = (sequence.attend(begin, end, window, kernels) for kernels in (attention, reference))
-        torch.testing.assert_close(got, wanted, atol=1e-2 if dtype is torch.bfloat16 else 1e-5, rtol=1e-3)
+        torch.testing.assert_close(got, wanted, atol=1e-2 if narrow else 1e-5, rtol=1e-3)
+        assert (got - wanted).abs().mean() <= (1e-4 if narrow else 1e-6)
 
 
 def test_a_page_is_seen_raw_by_its_own_rows_and_quantised_by_later_ones() -> None:
