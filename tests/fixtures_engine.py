@@ -20,7 +20,8 @@ from tokenvm.models.context import EndWeights, LayerWeights
 from tokenvm.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 from tokenvm.models.weights.pack import LoadedModel, ModelWeights
 from tokenvm.schedule.plan import FinishedEvent, Plan
-from tokenvm.schedule.request import Request, SamplingParams
+from tokenvm.schedule.request import Request
+from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.vocab import Tier
 
 BLOCK_TOKENS = 16

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from tokenvm.llm import LLM
     from tokenvm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
-    from tokenvm.schedule.request import SamplingParams
+    from tokenvm.schedule.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 
@@ -63,5 +63,5 @@ def _home(name: str) -> str:
     if name == "MemoryConfig":
         return "tokenvm.config"
     if name == "SamplingParams":
-        return "tokenvm.schedule.request"
+        return "tokenvm.schedule.sampling_params"
     return "tokenvm.errors" if name.endswith(("Error", "TooSmall")) else "tokenvm.outputs"

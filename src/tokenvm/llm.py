@@ -21,7 +21,8 @@ from tokenvm.models.progress import Report, silent
 from tokenvm.models.weights.pack import LoadedModel, load_model
 from tokenvm.outputs import RequestOutput, StreamChunk
 from tokenvm.schedule.plan import FinishedEvent
-from tokenvm.schedule.request import Request, SamplingParams
+from tokenvm.schedule.request import Request
+from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]

@@ -11,7 +11,7 @@ from tokenvm.engine.launch import Settings
 from tokenvm.errors import RequestError
 from tokenvm.llm import LLM
 from tokenvm.outputs import RequestOutput
-from tokenvm.schedule.request import SamplingParams
+from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
 
 PROMPTS = [{"prompt_token_ids": list(prompt(length))} for length in (70, 33, 16)]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenvm.engine.sampler import choose
-from tokenvm.schedule.request import SamplingParams
+from tokenvm.schedule.sampling_params import SamplingParams
 
 LOGITS = np.random.default_rng(7).normal(0, 3, 300).astype(np.float32)
 

@@ -10,7 +10,8 @@ import hypothesis.strategies as st
 from hypothesis import Phase, given, settings
 
 from tokenvm.schedule.plan import FinishedEvent, Plan, TokenEvent
-from tokenvm.schedule.request import Request, SamplingParams
+from tokenvm.schedule.request import Request
+from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.schedule.scheduler import Limits, Scheduler
 from tokenvm.vocab import SeqId
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tokenvm.errors import RequestError
-from tokenvm.schedule.request import NEUTRAL, RANGES, SamplingParams
+from tokenvm.schedule.sampling_params import NEUTRAL, RANGES, SamplingParams
 
 REFUSED: dict[str, list[Any]] = {
     "n": [2, 0, "1"],

@@ -9,7 +9,8 @@ import pytest
 
 from tokenvm.errors import RequestError
 from tokenvm.schedule.plan import Event, FinishedEvent, Plan, Span, TokenEvent
-from tokenvm.schedule.request import Request, SamplingParams, Status
+from tokenvm.schedule.request import Request, Status
+from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.schedule.scheduler import Limits, Scheduler
 from tokenvm.vocab import SeqId
 

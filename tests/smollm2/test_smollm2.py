@@ -14,7 +14,7 @@ from tokenvm.llm import LLM
 from tokenvm.models.fetch import resolve_model
 from tokenvm.models.weights.pack import load_model
 from tokenvm.outputs import RequestOutput
-from tokenvm.schedule.request import SamplingParams
+from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
 
 PROMPTS = (

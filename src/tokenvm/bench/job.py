@@ -17,7 +17,7 @@ from tokenvm.llm import LLM, make_settings
 from tokenvm.models.fetch import resolve_model
 from tokenvm.models.weights.pack import LoadedModel, load_model
 from tokenvm.outputs import CompletionOutput
-from tokenvm.schedule.request import SamplingParams
+from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.sizes import format_size
 from tokenvm.tokenizer import Tokenizer
 

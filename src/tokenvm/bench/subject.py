@@ -28,7 +28,8 @@ from tokenvm.memory.cpu import CpuDevice
 from tokenvm.memory.layout import PageLayout
 from tokenvm.models.fetch import resolve_model
 from tokenvm.models.weights.pack import LoadedModel, load_model
-from tokenvm.schedule.request import Request, SamplingParams
+from tokenvm.schedule.request import Request
+from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
 
 WARM_STEPS = 3

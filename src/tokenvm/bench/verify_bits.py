@@ -17,7 +17,7 @@ from tokenvm.llm import LLM
 from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.outputs import RequestOutput
 from tokenvm.schedule.plan import Plan
-from tokenvm.schedule.request import SamplingParams
+from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
 
 Below = Literal["nothing", "disk", "host", "host and disk"]

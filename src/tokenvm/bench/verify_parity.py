@@ -11,7 +11,7 @@ import torch
 from tokenvm.bridges.reference import Reference
 from tokenvm.llm import LLM
 from tokenvm.schedule.plan import Plan
-from tokenvm.schedule.request import SamplingParams
+from tokenvm.schedule.sampling_params import SamplingParams
 
 TOLERANCE: Final = 1e-3
 """The largest difference of a logit, and the distance of two best logits below which either token is right."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenvm.schedule.request import SamplingParams
+from tokenvm.schedule.sampling_params import SamplingParams
 
 Row = NDArray[np.float64]
 

@@ -9,12 +9,16 @@ from tokenvm.vocab import SeqId
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens [start, start + count) of one sequence run in this step; `samples` if the last one yields a token."""
+    """Tokens [start, start + count) of one sequence run in this step; `samples` if the last one yields a token.
+
+    `scores`: the logits of all its rows are wanted, to tell how likely the prompt is.
+    """
 
     seq: SeqId
     start: int
     count: int
     samples: bool
+    scores: bool = False
 
     @property
     def end(self) -> int:
@@ -24,10 +28,17 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step. `spills`: running sequences may need more pages than the device has, so sealed ones are written."""
+    """One step. `spills`: running sequences may need more pages than the device has, so sealed ones are written.
+
+    Before the spans: `pauses` leave the device with all their pages, `resumes` come back to it, and `begins` are
+    sequences that run for the first time, from the end of the prefix that was found for them.
+    """
 
     spans: tuple[Span, ...]
     spills: bool = False
+    begins: tuple[SeqId, ...] = ()
+    pauses: tuple[SeqId, ...] = ()
+    resumes: tuple[SeqId, ...] = ()
 
     @property
     def tokens(self) -> int:
