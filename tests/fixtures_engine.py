@@ -29,15 +29,16 @@ MAX_STEPS = 2000
 """More than any test takes: an engine that makes no progress fails instead of hanging."""
 
 
-def tiny_spec(layers: int = 3) -> ModelSpec:
-    """Two query heads to each key head, heads of 32, pages of 16 tokens and 4 KiB parts (bf16)."""
+def tiny_spec(layers: int = 3, wide: bool = False) -> ModelSpec:
+    """Two query heads to each key head, heads of 32, pages of 16 tokens and 4 KiB parts (bf16); 32 KiB if `wide`."""
+    heads, head_dim = (8, 64) if wide else (2, 32)
     return ModelSpec(
         architecture="LlamaForCausalLM",
         layers=layers,
         hidden=64,
         vocab_size=VOCAB_SIZE,
         max_model_len=512,
-        attention=AttentionSpec(q_heads=4, kv_heads=2, head_dim=32, scale=32**-0.5),
+        attention=AttentionSpec(q_heads=2 * heads, kv_heads=heads, head_dim=head_dim, scale=head_dim**-0.5),
         rope=RopeSpec(theta=10_000.0),
         mlp=MlpSpec(intermediate=96),
         norm=NormSpec(eps=1e-5),
@@ -47,9 +48,9 @@ def tiny_spec(layers: int = 3) -> ModelSpec:
     )
 
 
-def tiny_model(dtype: torch.dtype = torch.bfloat16, layers: int = 3) -> LoadedModel:
+def tiny_model(dtype: torch.dtype = torch.bfloat16, layers: int = 3, wide: bool = False) -> LoadedModel:
     """The same random weights every time; attention reaches far back, so that a wrong page changes the tokens."""
-    spec = tiny_spec(layers)
+    spec = tiny_spec(layers, wide)
     source = torch.Generator().manual_seed(11)
 
     def matrix(rows: int, columns: int, size: float = 1.0) -> PackedMatrix:

@@ -6,7 +6,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "tokenvm/crc32c.hpp"
@@ -18,17 +21,24 @@ constexpr size_t kMostSegments = 1024;  // IOV_MAX
 
 uint8_t* at(uint64_t address) { return reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(address)); }
 
-std::vector<iovec> segments_of(std::span<const Copy> run) {
+// Bytes of one copy that lie together on both sides.
+struct Piece {
+  uint8_t* memory;
+  uint64_t place;
+  uint64_t nbytes;
+};
+
+std::vector<iovec> segments_of(std::span<const Piece> run) {
   std::vector<iovec> segments;
-  for (const Copy& copy : run) {
+  for (const Piece& piece : run) {
     if (!segments.empty()) {
       iovec& last = segments.back();
-      if (static_cast<uint8_t*>(last.iov_base) + last.iov_len == at(copy.address)) {
-        last.iov_len += copy.nbytes;
+      if (static_cast<uint8_t*>(last.iov_base) + last.iov_len == piece.memory) {
+        last.iov_len += piece.nbytes;
         continue;
       }
     }
-    segments.push_back({at(copy.address), copy.nbytes});
+    segments.push_back({piece.memory, piece.nbytes});
   }
   return segments;
 }
@@ -49,17 +59,21 @@ struct Progress {
   int error;        // errno, or 0 at the end of the file and on success
 };
 
+struct File {
+  int fd;
+  bool outward;
+};
+
 // Loops until everything moved, the file ended or a call failed.
-Progress transfer(std::span<const Copy> run) {
+Progress transfer(const File& file, std::span<const Piece> run) {
   std::vector<iovec> segments = segments_of(run);
   std::span<iovec> rest(segments);
-  const bool outward = is_outward(run.front().kind);
-  const int fd = run.front().fd;
   uint64_t moved = 0;
   while (!rest.empty()) {
     const int count = static_cast<int>(std::min(rest.size(), kMostSegments));
     const off_t offset = static_cast<off_t>(run.front().place + moved);
-    const ssize_t n = outward ? pwritev(fd, rest.data(), count, offset) : preadv(fd, rest.data(), count, offset);
+    const ssize_t n = file.outward ? pwritev(file.fd, rest.data(), count, offset)
+                                   : preadv(file.fd, rest.data(), count, offset);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return {moved, errno};
     if (n == 0) return {moved, 0};
@@ -77,14 +91,106 @@ Status status_of(const Progress& progress, uint64_t nbytes) {
   return full ? Status::kNoSpace : Status::kFailed;
 }
 
-void move_file(std::span<const Copy> run, std::span<Outcome> outcomes) {
-  const Progress whole = transfer(run);
+// A buffered file would fill the page cache with bytes that nobody reads twice from there.
+void drop_behind(const File& file, std::span<const Piece> run) {
+  const int flags = fcntl(file.fd, F_GETFL);
+  if (flags < 0 || (flags & O_DIRECT)) return;
+  const off_t offset = static_cast<off_t>(run.front().place);
+  const off_t nbytes = static_cast<off_t>(run.back().place + run.back().nbytes) - offset;
+  if (file.outward) sync_file_range(file.fd, offset, nbytes, SYNC_FILE_RANGE_WRITE);
+  posix_fadvise(file.fd, offset, nbytes, POSIX_FADV_DONTNEED);
+}
+
+// Pieces that follow one another in the file; the status of each.
+void move_pieces(const File& file, std::span<const Piece> pieces, std::span<Outcome> outcomes) {
+  const Progress whole = transfer(file, pieces);
   uint64_t end = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const uint64_t nbytes = pieces[i].nbytes;
+    end += nbytes;
+    const bool alone = pieces.size() == 1;
+    const Progress own =
+        whole.nbytes >= end ? Progress{nbytes, 0} : alone ? whole : transfer(file, pieces.subspan(i, 1));
+    outcomes[i].status = status_of(own, nbytes);
+  }
+  drop_behind(file, pieces);
+}
+
+void move_tail(const File& file, const Copy& copy, Outcome& outcome) {
+  if (outcome.packed || copy.far_bytes == copy.nbytes || outcome.status != Status::kLanded) return;
+  const Piece tail{at(copy.address) + copy.far_bytes, copy.tail, copy.nbytes - copy.far_bytes};
+  move_pieces(file, {&tail, 1}, {&outcome, 1});
+}
+
+// Aligned for direct I/O; one for each thread, as large as its largest run.
+class Bounce {
+ public:
+  uint8_t* reserve(uint64_t nbytes) {
+    if (nbytes > room_) {
+      memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(kAlignment, nbytes)));
+      room_ = memory_ ? nbytes : 0;
+      if (!memory_) throw std::bad_alloc();
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr size_t kAlignment = 4096;
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  std::unique_ptr<uint8_t, Free> memory_;
+  uint64_t room_ = 0;
+};
+
+// What each copy moves in memory at its place: the part itself, or its packed form in the bounce.
+std::vector<Piece> heads_of(std::span<const Copy> run, std::span<Outcome> outcomes, const Codec& codec) {
+  thread_local Bounce bounce;
+  uint64_t packed_bytes = 0;
+  for (const Copy& copy : run) packed_bytes += copy.packed ? copy.far_bytes : 0;
+  uint8_t* room = packed_bytes ? bounce.reserve((packed_bytes + 4095) / 4096 * 4096) : nullptr;
+  std::vector<Piece> heads;
   for (size_t i = 0; i < run.size(); ++i) {
-    end += run[i].nbytes;
-    const bool alone = run.size() == 1;
-    const Progress own = whole.nbytes >= end ? Progress{run[i].nbytes, 0} : alone ? whole : transfer(run.subspan(i, 1));
-    outcomes[i].status = status_of(own, run[i].nbytes);
+    const Copy& copy = run[i];
+    const bool fits = copy.packed && (!is_outward(copy.kind) ||
+                                      codec.encode(at(copy.address), copy.nbytes, room, copy.far_bytes));
+    outcomes[i].packed = fits;
+    heads.push_back({fits ? room : at(copy.address), copy.place, copy.far_bytes});
+    if (fits) room += copy.far_bytes;
+  }
+  return heads;
+}
+
+void verify(const Copy& copy, Outcome& outcome) {
+  const bool asked = copy.check == Check::kVerify || copy.check == Check::kRenew;
+  if (asked && outcome.checksum != copy.checksum) outcome.status = Status::kDamaged;
+}
+
+// What the source holds is verified, what the target holds is reported.
+void check(const Copy& copy, const Piece& head, Outcome& outcome) {
+  if (copy.check == Check::kNone) return;
+  const bool read_packed = outcome.packed && !is_outward(copy.kind);
+  if (read_packed || copy.check != Check::kCompute || !outcome.packed) {
+    outcome.checksum = read_packed ? crc32c(head.memory, head.nbytes) : crc32c(at(copy.address), copy.nbytes);
+    verify(copy, outcome);
+  }
+  if (outcome.packed && !read_packed) outcome.checksum = crc32c(head.memory, head.nbytes);
+}
+
+void unpack(const Copy& copy, const Piece& head, Outcome& outcome, const Codec& codec) {
+  if (!outcome.packed || is_outward(copy.kind) || outcome.status != Status::kLanded) return;
+  if (!codec.decode(head.memory, head.nbytes, at(copy.address), copy.nbytes)) outcome.status = Status::kDamaged;
+  if (copy.check == Check::kRenew) outcome.checksum = crc32c(at(copy.address), copy.nbytes);
+}
+
+void move_file(std::span<const Copy> run, std::span<Outcome> outcomes, const Codec& codec) {
+  const File file{run.front().fd, is_outward(run.front().kind)};
+  const std::vector<Piece> heads = heads_of(run, outcomes, codec);
+  move_pieces(file, heads, outcomes);
+  for (size_t i = 0; i < run.size(); ++i) {
+    move_tail(file, run[i], outcomes[i]);
+    if (outcomes[i].status == Status::kLanded) check(run[i], heads[i], outcomes[i]);
+    unpack(run[i], heads[i], outcomes[i], codec);
   }
 }
 
@@ -92,13 +198,7 @@ void move_memory(const Copy& copy, Outcome& outcome) {
   const bool outward = is_outward(copy.kind);
   std::memcpy(at(outward ? copy.place : copy.address), at(outward ? copy.address : copy.place), copy.nbytes);
   outcome.status = Status::kLanded;
-}
-
-// The near side is what is checked: what arrived in memory, or what was meant to be written.
-void check(const Copy& copy, Outcome& outcome) {
-  if (copy.check == Check::kNone) return;
-  outcome.checksum = crc32c(at(copy.address), copy.nbytes);
-  if (copy.check == Check::kVerify && outcome.checksum != copy.checksum) outcome.status = Status::kDamaged;
+  check(copy, {}, outcome);
 }
 
 void spoil(const Copy& copy) {
@@ -106,34 +206,21 @@ void spoil(const Copy& copy) {
   std::memset(at(copy.kind == Kind::kCopyOut ? copy.place : copy.address), 0xFF, copy.nbytes);
 }
 
-// A buffered file would fill the page cache with bytes that nobody reads twice from there.
-void drop_behind(std::span<const Copy> run) {
-  const int flags = fcntl(run.front().fd, F_GETFL);
-  if (flags < 0 || (flags & O_DIRECT)) return;
-  const off_t offset = static_cast<off_t>(run.front().place);
-  const off_t nbytes = static_cast<off_t>(run.back().place + run.back().nbytes) - offset;
-  if (is_outward(run.front().kind)) sync_file_range(run.front().fd, offset, nbytes, SYNC_FILE_RANGE_WRITE);
-  posix_fadvise(run.front().fd, offset, nbytes, POSIX_FADV_DONTNEED);
-}
-
 }  // namespace
 
 bool continues(const Copy& last, const Copy& next) {
   if (last.kind != next.kind) return false;
-  return !is_file(last.kind) || (last.fd == next.fd && last.place + last.nbytes == next.place);
+  return !is_file(last.kind) || (last.fd == next.fd && last.place + last.far_bytes == next.place);
 }
 
-void execute(std::span<const Copy> run, std::span<Outcome> outcomes) {
+void execute(std::span<const Copy> run, std::span<Outcome> outcomes, const Codec& codec) {
   if (is_file(run.front().kind)) {
-    move_file(run, outcomes);
-    drop_behind(run);
+    move_file(run, outcomes, codec);
   } else {
     for (size_t i = 0; i < run.size(); ++i) move_memory(run[i], outcomes[i]);
   }
-  for (size_t i = 0; i < run.size(); ++i) {
-    if (outcomes[i].status == Status::kLanded) check(run[i], outcomes[i]);
+  for (size_t i = 0; i < run.size(); ++i)
     if (outcomes[i].status != Status::kLanded) spoil(run[i]);
-  }
 }
 
 }  // namespace tokenvm

@@ -159,12 +159,13 @@ void IoPool::carry_out(Run& run, WorkSource* source, std::unique_lock<std::mutex
   busy.begin(now_s());
   held.unlock();
   run.outcomes.resize(run.copies.size());
-  execute(run.copies, run.outcomes);
+  execute(run.copies, run.outcomes, *codec_);
   held.lock();
   busy.end(now_s());
   for (size_t i = 0; i < run.copies.size(); ++i)
     if (run.outcomes[i].status == Status::kLanded)
-      moved_bytes_[static_cast<size_t>(run.copies[i].kind)] += run.copies[i].nbytes;
+      moved_bytes_[static_cast<size_t>(run.copies[i].kind)] +=
+          run.outcomes[i].packed ? run.copies[i].far_bytes : run.copies[i].nbytes;
   source->finished(run);
   done_.notify_all();
 }

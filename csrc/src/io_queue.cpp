@@ -59,9 +59,9 @@ bool BatchQueue::next(Run& run) {
   run.owner = front.batch;
   uint64_t nbytes = 0;
   do {
-    nbytes += copies[front.next].nbytes;
+    nbytes += copies[front.next].far_bytes;
     run.copies.push_back(copies[front.next++]);
-  } while (front.next < copies.size() && nbytes + copies[front.next].nbytes <= most_bytes_ &&
+  } while (front.next < copies.size() && nbytes + copies[front.next].far_bytes <= most_bytes_ &&
            continues(run.copies.back(), copies[front.next]));
   if (front.next == copies.size()) waiting_.pop_front();
   ++running_;

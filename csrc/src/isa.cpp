@@ -25,7 +25,8 @@ bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   if ((d >> 22 & 1u) == 0 || (d >> 24 & 1u) == 0) return false;
-  if (!has_avx512() || !__builtin_cpu_supports("avx512bf16")) return false;
+  if (!has_avx512() || !__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi2"))
+    return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else

@@ -92,11 +92,11 @@ std::array<uint64_t, 4> Ring::marks() {
 
 // How many tickets from started_ on make the run that would start if credits were endless.
 size_t Ring::longest_run() const {
-  uint64_t nbytes = queue_.front().nbytes;
+  uint64_t nbytes = queue_.front().far_bytes;
   size_t count = 1;
-  while (count < queue_.size() && count < most_copies_ && nbytes + queue_[count].nbytes <= most_bytes_ &&
+  while (count < queue_.size() && count < most_copies_ && nbytes + queue_[count].far_bytes <= most_bytes_ &&
          continues(queue_[count - 1], queue_[count]))
-    nbytes += queue_[count++].nbytes;
+    nbytes += queue_[count++].far_bytes;
   return count;
 }
 

@@ -33,7 +33,7 @@ _COUNTS: Final[Mapping[str, int]] = {"block_tokens": 16, "prefetch_depth": 1, "p
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "policy": ("lru",),
     "prefetch_strategy": ("none", "sequential"),
-    "compression": ("none",),
+    "compression": ("none", "bitpack", "lz4", "zstd"),
     "kv_cache_dtype": ("auto", "int8", "fp8"),
 }
 _MB_VARIABLES: Final[Mapping[str, str]] = {
@@ -96,7 +96,7 @@ class MemoryConfig(BaseModel):
     overlap_streams: int | Auto = "auto"
     """Copy streams of a GPU; without one only 0 and auto are possible."""
     compression: str = "none"
-    """Codec of pages outside the device."""
+    """Lossless codec of pages on disk. docs/codecs.md says what each saves."""
     kv_cache_dtype: str = "auto"
     """How keys and values are kept, in every tier: auto is the model's dtype; int8 and fp8 halve the bytes and lose
     a little. docs/kv-formats.md says how much."""

@@ -74,16 +74,8 @@ class Stream:
 
 
 def _layer_of(reads: Reads, layer: int) -> Program:
-    part = slice(layer * len(reads.units), (layer + 1) * len(reads.units))
-    whole = reads.program
-    return Program(
-        whole.kind[part],
-        whole.check[part],
-        whole.fd[part],
-        whole.place[part],
-        whole.nbytes[part],
-        whole.checksum[part],
-    )
+    count = len(reads.units)
+    return reads.program.rows(slice(layer * count, (layer + 1) * count))
 
 
 class Staged:

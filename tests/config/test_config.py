@@ -66,7 +66,7 @@ def test_a_setting_cannot_be_changed() -> None:
         ({"block_tokens": 64, "page_size": "1MB"}, "leave one of them out"),
         ({"policy": "arc"}, "policy='arc' is not available: use \"lru\""),
         ({"prefetch_strategy": "attention_aware"}, 'use "none" or "sequential"'),
-        ({"compression": "zstd"}, "compression='zstd' is not available: use \"none\""),
+        ({"compression": "rle"}, 'compression=\'rle\' is not available: use "none" or "bitpack"'),
         ({"prefetch_depth": 0}, "prefetch_depth=0"),
         ({"prefetch_ahead": 1.5}, "prefetch_ahead=1.5"),
         ({"prefetch_ahead": True}, "prefetch_ahead=True"),

@@ -103,7 +103,7 @@ def test_attention_agrees_with_the_reference(kv_format: str, window: int, dtype:
     sequence = LossySequence((4, 2), PartGeometry(2, 64, 32, dtype, kv_format))
     for begin, end in ((0, 40), (100, sequence.tokens)):
         got, wanted = (sequence.attend(begin, end, window, kernels) for kernels in (attention, reference))
-        torch.testing.assert_close(got, wanted, atol=3e-3 if dtype is torch.bfloat16 else 1e-5, rtol=1e-3)
+        torch.testing.assert_close(got, wanted, atol=1e-2 if dtype is torch.bfloat16 else 1e-5, rtol=1e-3)
 
 
 def test_a_page_is_seen_raw_by_its_own_rows_and_quantised_by_later_ones() -> None:

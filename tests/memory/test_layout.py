@@ -2,7 +2,6 @@
 
 import pytest
 
-from tokenvm.memory.codec import Identity
 from tokenvm.memory.layout import PageLayout
 
 
@@ -17,7 +16,3 @@ def test_parts_begin_on_4_kib(part_bytes: int, stride: int) -> None:
 def test_nothing_is_no_page(layers: int, part_bytes: int) -> None:
     with pytest.raises(AssertionError):
         PageLayout(layers, part_bytes)
-
-
-def test_the_identity_codec_saves_nothing() -> None:
-    assert Identity().encoded_bytes(12288) == 12288

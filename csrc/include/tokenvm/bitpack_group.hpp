@@ -36,12 +36,15 @@ inline void group_planes(const std::uint8_t* exponents, std::uint8_t top, std::u
   for (int b = 0; b < 3; ++b) planes[b] = _mm512_test_epi8_mask(code, _mm512_set1_epi8(static_cast<char>(1 << b)));
 }
 
-inline void join_group(const std::uint8_t* rests, const std::uint64_t planes[3], std::uint8_t top,
-                       std::uint8_t* values) {
-  const __m512i rest = _mm512_loadu_si512(rests);
+inline __m512i near_exponents(const std::uint64_t planes[3], std::uint8_t top) {
   __m512i exponent = _mm512_set1_epi8(static_cast<char>(top));
   for (int b = 0; b < 3; ++b)
     exponent = _mm512_mask_sub_epi8(exponent, planes[b], exponent, _mm512_set1_epi8(static_cast<char>(1 << b)));
+  return exponent;
+}
+
+inline void join_exponents(const std::uint8_t* rests, __m512i exponent, std::uint8_t* values) {
+  const __m512i rest = _mm512_loadu_si512(rests);
   const __m512i mantissa = _mm512_set1_epi8(0x7f);
   // (a & mask) | (b & ~mask), bit by bit: 0xca.
   const __m512i low = _mm512_ternarylogic_epi64(mantissa, rest, _mm512_slli_epi16(exponent, 7), 0xca);
@@ -51,6 +54,11 @@ inline void join_group(const std::uint8_t* rests, const std::uint64_t planes[3],
   const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
   _mm512_storeu_si512(values, _mm512_permutex2var_epi64(even, first, odd));
   _mm512_storeu_si512(values + 64, _mm512_permutex2var_epi64(even, second, odd));
+}
+
+inline void join_group(const std::uint8_t* rests, const std::uint64_t planes[3], std::uint8_t top,
+                       std::uint8_t* values) {
+  join_exponents(rests, near_exponents(planes, top), values);
 }
 
 #elif defined(__AVX2__)

@@ -86,6 +86,9 @@ class IoPool {
   IoPool(const IoPool&) = delete;
   IoPool& operator=(const IoPool&) = delete;
 
+  // For copies that are packed; until then it is bitpack. Not while any is in flight.
+  void use(std::unique_ptr<const Codec> codec) { codec_ = std::move(codec); }
+
   // The caller keeps all addresses and files valid and leaves destinations alone until the batch has landed.
   uint64_t submit(std::vector<Copy> copies, bool urgent);
   Landing poll(uint64_t batch);
@@ -117,6 +120,7 @@ class IoPool {
   std::shared_ptr<Batch> find(uint64_t batch);
 
   const uint64_t read_bytes_;
+  std::unique_ptr<const Codec> codec_ = std::make_unique<BitpackCodec>();
   std::mutex lock_;
   std::condition_variable work_, done_;
   BatchQueue urgent_, background_;

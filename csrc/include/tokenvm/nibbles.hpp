@@ -34,6 +34,11 @@ class NibbleReader {
     return count_++ % 2 ? byte >> 4 : byte & 15;
   }
   bool overrun() const { return overrun_; }
+  std::uint64_t left() const { return room_ - count_; }
+  // Where the next nibble is, and whether it is the upper half there.
+  const std::uint8_t* byte() const { return begin_ + count_ / 2; }
+  bool upper() const { return count_ % 2 != 0; }
+  void skip(std::uint64_t count) { count_ += count; }  // not more than are left
 
  private:
   const std::uint8_t* begin_;

@@ -25,6 +25,7 @@ from tokenvm.memory.backend import (
     Region,
     Ring,
 )
+from tokenvm.memory.codec import Codec
 from tokenvm.metrics import union
 from tokenvm.vocab import Answer
 
@@ -205,6 +206,10 @@ class LinkedDevice:
     def allocate(self, nbytes: int) -> Region:
         """See `DeviceBackend.allocate`."""
         return self._inner.allocate(nbytes)
+
+    def use(self, codec: Codec) -> None:
+        """See `DeviceBackend.use`."""
+        self._inner.use(codec)
 
     def copies(self) -> LinkedCopies:
         """See `DeviceBackend.copies`."""

@@ -23,6 +23,7 @@ from tokenvm.engine.launch import Settings, build_engine, needs_of
 from tokenvm.errors import ConfigError
 from tokenvm.kernels.native import threads as team_size
 from tokenvm.llm import make_settings
+from tokenvm.memory.codec import CODECS, make_codec
 from tokenvm.memory.cpu import CpuDevice
 from tokenvm.memory.layout import PageLayout
 from tokenvm.models.fetch import resolve_model
@@ -121,7 +122,7 @@ class Subject:
         update: dict[str, Any] = {"kv_limit": allowed, "host_memory": room}
         if paging.below == "host":
             update["nvme_limit"] = 0
-        update |= codec_update(paging.codec, paging.below)
+        update |= codec_update(paging.codec)
         memory = MemoryConfig.model_validate({**self.settings.memory.chosen(), **update})
         return with_memory(self.settings, memory)
 
@@ -174,22 +175,21 @@ def made_pages(subject: Subject, context: int, computed: bool) -> Pages:
         return computed_pages(engine, seq)
 
 
-def codec_update(codec: str, below: str) -> dict[str, str]:
-    """Return the settings that put pages below the device through a codec."""
+def codec_update(codec: str) -> dict[str, str]:
+    """Return the settings that put pages on disk through a codec."""
     if codec == "none":
         return {}
-    field = f"{below}_codec" if f"{below}_codec" in MemoryConfig.model_fields else "compression"
-    return {field: codec}
+    return {"compression": codec}
 
 
 def known_codecs() -> list[str]:
-    """Return the lossless codecs this version can put pages through, "none" first."""
-    return ["none", *(name for name in ("bitpack", "lz4", "zstd") if _accepted(name))]
+    """Return the lossless codecs that pages can be put through here, "none" first."""
+    return [name for name in CODECS if _installed(name)]
 
 
-def _accepted(codec: str) -> bool:
+def _installed(codec: str) -> bool:
     try:
-        MemoryConfig.model_validate(codec_update(codec, "disk"))
+        make_codec(codec)
     except ConfigError:
         return False
     return True

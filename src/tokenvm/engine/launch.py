@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenvm.clock import RealClock
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import Budget, Needs, plan_budget
+from tokenvm.engine.compression import READ_BYTES, bounce_bytes, codec_of
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.geometry import geometry_of, raw_slots
 from tokenvm.engine.runner import Runner, workspace_bytes
@@ -19,6 +20,7 @@ from tokenvm.kernels.paging import PartGeometry
 from tokenvm.kvcache import KVCache
 from tokenvm.machine import free_disk_bytes, free_memory_bytes, usable_cores
 from tokenvm.memory.backend import DeviceBackend
+from tokenvm.memory.codec import Codec
 from tokenvm.memory.cpu import CpuDevice, crc32c
 from tokenvm.memory.device import DeviceArena
 from tokenvm.memory.disk import DiskStore
@@ -54,7 +56,7 @@ def needs_of(model: LoadedModel, settings: Settings) -> tuple[Needs, PartGeometr
     """Return what the model asks for in bytes under these settings, and the geometry of its pages."""
     geometry = geometry_of(model, settings.memory)
     layout = PageLayout(model.spec.layers, geometry.part_bytes)
-    return _needs(model, layout, _whole_limits(model, settings), geometry), geometry
+    return _needs(model, layout, _whole_limits(model, settings), geometry, settings.memory), geometry
 
 
 def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend | None = None) -> Engine:
@@ -70,9 +72,13 @@ def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend 
     set_threads(limits.threads)
     disk_free = _disk_room(settings, layout.page_bytes)
     budget = plan_budget(
-        settings.memory, _needs(model, layout, limits, geometry), free_memory_bytes(), disk_free
+        settings.memory,
+        _needs(model, layout, limits, geometry, settings.memory),
+        free_memory_bytes(),
+        disk_free,
     )
-    vm = _memory(backend or CpuDevice(_reads_in_flight(settings.memory)), layout, budget, settings)
+    device = backend or CpuDevice(_reads_in_flight(settings.memory), READ_BYTES)
+    vm = _memory(device, layout, budget, settings, codec_of(settings.memory, geometry, layout))
     try:
         return _assemble(model, geometry, vm, limits, settings)
     except BaseException:
@@ -110,17 +116,20 @@ def _or(given: int | None, default: int) -> int:
     return default if given is None else given
 
 
-def _needs(model: LoadedModel, layout: PageLayout, limits: _Numbers, geometry: PartGeometry) -> Needs:
+def _needs(
+    model: LoadedModel, layout: PageLayout, limits: _Numbers, geometry: PartGeometry, memory: MemoryConfig
+) -> Needs:
     pages_each = -(-limits.max_model_len // geometry.block_tokens)
     workspace = workspace_bytes(
         model.spec, limits.max_tokens_per_forward, model.weights.dtype, limits.max_num_seqs, pages_each
     )
     raw = raw_slots(layout, geometry)
+    bounce = bounce_bytes(codec_of(memory, geometry, layout), layout, _reads_in_flight(memory))
     return Needs(
         page_bytes=layout.page_bytes,
         part_bytes=layout.part_stride,
         weight_bytes=model.weights.nbytes,
-        workspace_bytes=workspace + passing_bytes(geometry, limits.max_tokens_per_forward),
+        workspace_bytes=workspace + passing_bytes(geometry, limits.max_tokens_per_forward) + bounce,
         wanted_pages=limits.max_num_seqs * (pages_each + raw) + 1,
         open_slots=1 + raw,
     )
@@ -142,14 +151,17 @@ def _reads_in_flight(memory: MemoryConfig) -> int:
     return 4 if memory.prefetch_depth == "auto" else memory.prefetch_depth
 
 
-def _memory(backend: DeviceBackend, layout: PageLayout, budget: Budget, settings: Settings) -> MemoryManager:
+def _memory(
+    backend: DeviceBackend, layout: PageLayout, budget: Budget, settings: Settings, codec: Codec
+) -> MemoryManager:
+    backend.use(codec)
     arena = DeviceArena(backend, budget.device_slots, layout, poison=settings.poison)
     host: TierStore = NullStore(Tier.HOST, layout)
     if budget.host_slots:
         host = HostPool(backend, budget.host_slots, layout)
     disk: TierStore = NullStore(Tier.DISK, layout)
     if budget.disk_bytes:
-        disk = DiskStore(settings.disk_path, budget.disk_bytes, layout)
+        disk = DiskStore(settings.disk_path, budget.disk_bytes, layout, codec=codec)
     return MemoryManager(backend, arena, (host, disk), budget.ring_slots, make_policy(settings.memory.policy))
 
 

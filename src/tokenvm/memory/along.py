@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +35,7 @@ class AlongBatch:
         """Start the copies of the layers up to and with `layer`; their sources will not change any more."""
         while not self.complete and len(self._started) <= layer:
             rows = self._rows[len(self._started)]
-            part = replace(
-                self._copies, **{f.name: getattr(self._copies, f.name)[rows] for f in fields(self._copies)}
-            )
-            batch = self._engine.submit(part, urgent=False)
+            batch = self._engine.submit(self._copies.rows(rows), urgent=False)
             self._started.append(batch)
             self._flying.append(batch)
 
@@ -60,10 +56,12 @@ class AlongBatch:
         if self._result is None:
             status = np.full(len(self._copies), Status.DROPPED, np.uint8)
             checksums = np.zeros(len(self._copies), np.uint32)
+            packed = np.zeros(len(self._copies), np.uint8)
             for batch, rows in zip(self._started, self._rows, strict=False):
                 ended = batch.result()
                 status[rows], checksums[rows] = ended.status, ended.checksums
-            self._result = CopyResult(status, checksums)
+                packed[rows] = ended.packed
+            self._result = CopyResult(status, checksums, packed)
         return self._result
 
 

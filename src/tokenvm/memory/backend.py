@@ -14,6 +14,8 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenvm.memory.codec import Codec
+from tokenvm.memory.packing import Packing, Rows
 from tokenvm.vocab import Answer
 
 
@@ -31,11 +33,16 @@ OUTWARD = 1
 
 
 class Check(enum.IntEnum):
-    """What is done with the CRC-32C of the near side's bytes."""
+    """What is done with the CRC-32C of a part's bytes, as they are stored in source and target.
+
+    COMPUTE reports the target's. VERIFY compares the source's, and reports the target's of a write, the source's
+    of a read. RENEW compares the source's and reports the target's, which is another where one of them packs.
+    """
 
     NONE = 0
     COMPUTE = 1
     VERIFY = 2
+    RENEW = 3
 
 
 class Status(enum.IntEnum):
@@ -61,7 +68,7 @@ MOVED_NAMES: Final[Mapping[Kind, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Columns of n inward copies, in order, whose near side the ring chooses."""
+    """Columns of n inward copies, in order, whose near side the ring chooses. No `packing`: see `Packing.none`."""
 
     kind: NDArray[np.uint8]
     check: NDArray[np.uint8]
@@ -69,14 +76,30 @@ class Program:
     place: NDArray[np.uint64]
     nbytes: NDArray[np.uint64]
     checksum: NDArray[np.uint32]
+    packing: Packing | None = None
 
     def __len__(self) -> int:
         return len(self.kind)
 
+    def rows(self, rows: Rows) -> Program:
+        """Return some of its copies; those of a slice as views."""
+        return Program(
+            self.kind[rows],
+            self.check[rows],
+            self.fd[rows],
+            self.place[rows],
+            self.nbytes[rows],
+            self.checksum[rows],
+            self.packing and self.packing.rows(rows),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Columns of n copies. Neighbours that continue one another in a file are carried out as one call."""
+    """Columns of n copies. Neighbours that continue one another in a file are carried out as one call.
+
+    No `packing`: see `Packing.none`.
+    """
 
     kind: NDArray[np.uint8]
     check: NDArray[np.uint8]
@@ -85,17 +108,35 @@ class Copies:
     address: NDArray[np.uint64]
     nbytes: NDArray[np.uint64]
     checksum: NDArray[np.uint32]
+    packing: Packing | None = None
 
     def __len__(self) -> int:
         return len(self.kind)
 
+    def rows(self, rows: Rows) -> Copies:
+        """Return some of them; those of a slice as views."""
+        return Copies(
+            self.kind[rows],
+            self.check[rows],
+            self.fd[rows],
+            self.place[rows],
+            self.address[rows],
+            self.nbytes[rows],
+            self.checksum[rows],
+            self.packing and self.packing.rows(rows),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """One `Status` and one CRC-32C (0 where none was computed) per copy."""
+    """Per copy one `Status`, one CRC-32C (0 where none was computed), and whether it is stored packed (0 or 1).
+
+    Of which bytes the checksum is, `Check` says.
+    """
 
     status: NDArray[np.uint8]
     checksums: NDArray[np.uint32]
+    packed: NDArray[np.uint8]
 
 
 class Region(Protocol):
@@ -194,6 +235,10 @@ class DeviceBackend(Protocol):
 
     def allocate(self, nbytes: int) -> Region:
         """Lend at least `nbytes`; StorageError where there is no such room."""
+        ...
+
+    def use(self, codec: Codec) -> None:
+        """Say what packs parts, before the first packed copy."""
         ...
 
     def copies(self) -> CopyEngine:

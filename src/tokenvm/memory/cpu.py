@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,9 +15,11 @@ from numpy.typing import NDArray
 from tokenvm.errors import BuildError, StorageError
 from tokenvm.kernels.paging import fill
 from tokenvm.memory.backend import MOVED_NAMES, Copies, CopyResult, Kind, Program
+from tokenvm.memory.codec import Bytes, Codec
 from tokenvm.memory.layout import ALIGNMENT_BYTES, HUGE_BYTES
 from tokenvm.vocab import Answer
 
+NATIVE_CODECS = ("none", "bitpack")
 _MOST_BEYOND_BYTES = HUGE_BYTES // 8
 """The last huge page of a region is asked for where no more of it than this lies beyond the end."""
 
@@ -68,6 +73,20 @@ class AnonymousRegion:
     def close(self) -> None:
         """Unmap the memory; idempotent."""
         self._memory.close()
+
+
+def bytes_at(address: int, nbytes: int) -> Bytes:
+    """See memory as an array; whoever owns it keeps it alive."""
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+
+def _on_addresses(function: Callable[[Bytes, Bytes], Answer]) -> Callable[[int, int, int, int], bool]:
+    """Let native threads call a codec: (source, its bytes, target, its bytes) to whether it went well."""
+
+    def call(source: int, source_bytes: int, target: int, target_bytes: int) -> bool:
+        return function(bytes_at(source, source_bytes), bytes_at(target, target_bytes)) is Answer.HIT
+
+    return call
 
 
 class Pool:
@@ -128,7 +147,8 @@ class NativeCopies:
         """See `CopyEngine.submit`. Not urgent: behind every read, until somebody waits for it."""
         c = copies
         submit = self._pool.threads.submit
-        number = submit(c.kind, c.check, c.fd, c.place, c.address, c.nbytes, c.checksum, urgent)
+        packing = c.packing and c.packing.columns
+        number = submit(c.kind, c.check, c.fd, c.place, c.address, c.nbytes, c.checksum, urgent, packing)
         return NativeBatch(self._pool, number)
 
 
@@ -143,7 +163,8 @@ class NativeRing:
     def submit(self, program: Program) -> int:
         """See `Ring.submit`."""
         p = program
-        return int(self._ring.submit(p.kind, p.check, p.fd, p.place, p.nbytes, p.checksum))
+        packing = p.packing and p.packing.columns
+        return int(self._ring.submit(p.kind, p.check, p.fd, p.place, p.nbytes, p.checksum, packing))
 
     def wait(self, ticket_end: int) -> Answer:
         """See `Ring.wait`."""
@@ -184,6 +205,13 @@ class CpuDevice:
     def allocate(self, nbytes: int) -> AnonymousRegion:
         """See `DeviceBackend.allocate`."""
         return self._pool.allocate(nbytes)
+
+    def use(self, codec: Codec) -> None:
+        """See `DeviceBackend.use`. The native threads call a codec written in Python one at a time."""
+        if codec.name in NATIVE_CODECS:
+            return
+        self._pool.threads.use_codec(_on_addresses(codec.encode), _on_addresses(codec.decode))
+        weakref.finalize(self._pool, self._pool.threads.close)  # before the interpreter is gone
 
     def copies(self) -> NativeCopies:
         """See `DeviceBackend.copies`."""

@@ -23,6 +23,7 @@ class DeviceArena:
     """
 
     tier = Tier.DEVICE
+    packs = False
 
     def __init__(self, backend: DeviceBackend, slots: int, layout: PageLayout, poison: bool = False) -> None:
         assert slots > 0, f"DeviceArena: slots={slots}"
@@ -30,6 +31,7 @@ class DeviceArena:
         self.layout = layout
         self.poison = poison
         self.checksums = np.zeros((slots, layout.layers), np.uint32)
+        self.packed = np.zeros((slots, layout.layers), np.uint8)
         self.high_water_bytes = 0
         self._backend = backend
         self._region = backend.allocate(slots * layout.page_bytes)

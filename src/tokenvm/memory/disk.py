@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tokenvm.errors import LimitTooSmall, StorageError
+from tokenvm.memory.codec import Codec, Identity
 from tokenvm.memory.layout import ALIGNMENT_BYTES, PageLayout
 from tokenvm.memory.tier import Places
 from tokenvm.vocab import Tier
@@ -38,6 +39,8 @@ class DiskStore:
 
     A slab is one file of `slab_pages` slots, layer-major: part (slot, layer) lies at
     `(layer * slab_pages + slot % slab_pages) * part_stride`, so one layer of consecutive slots is one read.
+    With a codec each layer has two runs: `far_bytes` of every slot, where encoded parts are, then the rest of
+    every slot, where the ends of those are that did not fit. So a slot always holds a page, whatever its bytes.
     The last slab is smaller where the limit ends. Files have no name (mode 0600, directory 0700 when made
     here), so nothing is left behind even by a killed process; their space is reserved when they are made.
     `direct` asks for O_DIRECT; "auto" takes it where the directory can do it. Raises LimitTooSmall below one
@@ -53,6 +56,7 @@ class DiskStore:
         layout: PageLayout,
         direct: Direct = "auto",
         slab_pages: int | None = None,
+        codec: Codec | None = None,
     ) -> None:
         if limit_bytes < layout.page_bytes:
             raise LimitTooSmall(
@@ -66,9 +70,16 @@ class DiskStore:
         shortest = max(1, LAYER_BYTES // layout.part_stride, -(-self.capacity // MOST_SLABS))
         self.slab_pages = min(self.capacity, slab_pages or shortest)
         self.checksums = np.zeros((self.capacity, layout.layers), np.uint32)
+        self.packed = np.zeros((self.capacity, layout.layers), np.uint8)
+        self.far_bytes = (codec or Identity()).stored_bytes(layout.part_stride)
         self._fds = np.full(-(-self.capacity // self.slab_pages), -1, np.int32)
         self._slabs = 0
         self.direct = self._open_directory(direct)
+
+    @property
+    def packs(self) -> bool:
+        """See `TierStore.packs`."""
+        return self.far_bytes < self.layout.part_stride
 
     @property
     def high_water_bytes(self) -> int:
@@ -91,9 +102,12 @@ class DiskStore:
         slot = np.asarray(slots, np.int64)
         slab = slot // self.slab_pages
         pages = np.minimum(self.slab_pages, self.capacity - slab * self.slab_pages)
-        part = np.asarray(layer, np.int64) * pages + slot % self.slab_pages
-        fd = np.broadcast_to(self._fds[slab], part.shape)
-        return Places(np.zeros(part.shape, np.uint8), fd, (part * self.layout.part_stride).astype(np.uint64))
+        stride, far = self.layout.part_stride, self.far_bytes
+        run = np.asarray(layer, np.int64) * pages * stride
+        place = run + slot % self.slab_pages * far
+        tail = run + pages * far + slot % self.slab_pages * (stride - far)
+        kind, fd = np.zeros(place.shape, np.uint8), np.broadcast_to(self._fds[slab], place.shape)
+        return Places(kind, fd, place.astype(np.uint64), tail.astype(np.uint64), far)
 
     def close(self) -> None:
         """See `TierStore.close`: the files vanish."""

@@ -16,12 +16,14 @@ class HostPool:
     """`slots` pages in RAM. Memory is committed when a page first lands."""
 
     tier = Tier.HOST
+    packs = False
 
     def __init__(self, backend: DeviceBackend, slots: int, layout: PageLayout) -> None:
         assert slots > 0, f"HostPool: slots={slots}; a tier that is off is a NullStore"
         self.capacity = slots
         self.layout = layout
         self.checksums = np.zeros((slots, layout.layers), np.uint32)
+        self.packed = np.zeros((slots, layout.layers), np.uint8)
         self.high_water_bytes = 0
         self._region = backend.allocate(slots * layout.page_bytes)
 

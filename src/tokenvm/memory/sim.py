@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenvm.memory.backend import Copies, CopyResult, Status
+from tokenvm.memory.codec import Codec
 from tokenvm.memory.cpu import AnonymousRegion
-from tokenvm.memory.sim_copy import MEMORY, Extent, SimCopy, SimFault, rows_of_copies
+from tokenvm.memory.sim_copy import MEMORY, Extent, SimCopy, SimFault, SimOutcome, rows_of_copies
 from tokenvm.memory.sim_ring import SimRing
 from tokenvm.memory.sim_world import SimCounters, SimWorld
 from tokenvm.metrics import union
@@ -31,13 +32,15 @@ class SimBatch:
 
     def __init__(self, world: SimWorld, copies: Copies) -> None:
         self._world = world
-        self._result = CopyResult(np.zeros(len(copies), np.uint8), np.zeros(len(copies), np.uint32))
+        n = len(copies)
+        self._result = CopyResult(np.zeros(n, np.uint8), np.zeros(n, np.uint32), np.zeros(n, np.uint8))
         for index, copy in enumerate(rows_of_copies(copies)):
             world.start(copy, partial(self._landed, index))
 
-    def _landed(self, index: int, status: Status, checksum: int) -> None:
-        self._result.status[index] = status
-        self._result.checksums[index] = checksum
+    def _landed(self, index: int, outcome: SimOutcome) -> None:
+        self._result.status[index] = outcome.status
+        self._result.checksums[index] = outcome.checksum
+        self._result.packed[index] = outcome.packed
 
     def _answer(self) -> Answer:
         status = self._result.status
@@ -116,6 +119,10 @@ class SimDevice:
         """See `DeviceBackend.allocate`."""
         return AnonymousRegion(nbytes)
 
+    def use(self, codec: Codec) -> None:
+        """See `DeviceBackend.use`."""
+        self._world.codec = codec
+
     def copies(self) -> SimCopies:
         """See `DeviceBackend.copies`."""
         return self._copies
@@ -161,5 +168,5 @@ class SimDevice:
         """See `DeviceBackend.close`."""
         self._world.closed = True
         while self._world.in_flight:
-            self._world.in_flight.pop().landed(Status.DROPPED, 0)
+            self._world.in_flight.pop().landed(SimOutcome(Status.DROPPED))
             self._world.counters.dropped += 1

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenvm.memory.backend import Program, Status
-from tokenvm.memory.sim_copy import SimCopy, rows_of_program
+from tokenvm.memory.sim_copy import SimCopy, SimOutcome, rows_of_program
 from tokenvm.memory.sim_world import SimWorld
 from tokenvm.vocab import Answer
 
@@ -92,9 +92,9 @@ class SimRing:
             self._world.start(self._queue.pop(0), partial(self._end, self._started))
             self._started += 1
 
-    def _end(self, ticket: int, status: Status, checksum: int) -> None:
+    def _end(self, ticket: int, outcome: SimOutcome) -> None:
         self._ended.add(ticket)
-        if status is not Status.LANDED:
+        if outcome.status is not Status.LANDED:
             self._failed.add(ticket)
         while self._landed in self._ended:
             self._ended.remove(self._landed)

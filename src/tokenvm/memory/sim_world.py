@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenvm.memory.backend import MOVED_NAMES, Status
-from tokenvm.memory.sim_copy import Extent, SimCopy, SimFault
+from tokenvm.memory.codec import Codec, Identity
+from tokenvm.memory.sim_copy import Extent, SimCopy, SimFault, SimOutcome
 
-Landed = Callable[[Status, int], None]
+Landed = Callable[[SimOutcome], None]
 STEP_S = 1e-3
 """Simulated seconds that each landing takes."""
 
@@ -40,6 +41,7 @@ class SimWorld:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.counters = SimCounters()
+        self.codec: Codec = Identity()
         self.moved_bytes = dict.fromkeys(MOVED_NAMES.values(), 0)
         self.in_flight: list[InFlight] = []
         self.pins: list[tuple[Extent, bool]] = []
@@ -65,16 +67,18 @@ class SimWorld:
         index = self.random.randrange(len(self.in_flight))
         self.counters.out_of_order += index > 0
         entry = self.in_flight.pop(index)
-        status, checksum = (Status.FAILED, 0) if self._fails(entry.copy) else entry.copy.carry_out()
+        failed = self._fails(entry.copy)
+        outcome = SimOutcome(Status.FAILED) if failed else entry.copy.carry_out(self.codec)
         self.now_s += STEP_S
         self.busy[entry.copy.kind & 1].append((entry.since_s, self.now_s))
-        if status is Status.LANDED:
+        if outcome.status is Status.LANDED:
             self.counters.landed += 1
-            self.moved_bytes[MOVED_NAMES[entry.copy.kind]] += entry.copy.nbytes
+            moved = entry.copy.far_bytes if outcome.packed else entry.copy.nbytes
+            self.moved_bytes[MOVED_NAMES[entry.copy.kind]] += moved
         else:
             self.counters.failed += 1
             entry.copy.poison()
-        entry.landed(status, checksum)
+        entry.landed(outcome)
 
     def land_some(self) -> None:
         """Land any number of copies, perhaps none."""

@@ -15,11 +15,16 @@ from tokenvm.vocab import Tier
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where parts lie, in the shape asked for. `kind` is the copy that reads them: READ or COPY_IN."""
+    """Where parts lie, in the shape asked for. `kind` is the copy that reads them: READ or COPY_IN.
+
+    `far_bytes` of a part lie at `place`; the rest, where that is not all of it and it is not packed, at `tail`.
+    """
 
     kind: NDArray[np.uint8]
     fd: NDArray[np.int32]
     place: NDArray[np.uint64]
+    tail: NDArray[np.uint64]
+    far_bytes: int
 
 
 class TierStore(Protocol):
@@ -46,6 +51,16 @@ class TierStore(Protocol):
         ...
 
     @property
+    def packed(self) -> NDArray[np.uint8]:
+        """Whether each part is stored encoded, [capacity, layers], written when a page lands here."""
+        ...
+
+    @property
+    def packs(self) -> bool:
+        """Whether parts that fit are stored encoded here."""
+        ...
+
+    @property
     def high_water_bytes(self) -> int:
         """The most space it ever held."""
         ...
@@ -69,7 +84,8 @@ def memory_places(base: int, layout: PageLayout, slots: ArrayLike, layer: ArrayL
         np.asarray(slots, np.int64) * layout.page_bytes + np.asarray(layer, np.int64) * layout.part_stride
     )
     place = offset.astype(np.uint64) + np.uint64(base)
-    return Places(np.full(place.shape, 2, np.uint8), np.full(place.shape, -1, np.int32), place)
+    kind, fd = np.full(place.shape, 2, np.uint8), np.full(place.shape, -1, np.int32)
+    return Places(kind, fd, place, place, layout.part_stride)
 
 
 class NullStore:
@@ -77,11 +93,13 @@ class NullStore:
 
     capacity = 0
     high_water_bytes = 0
+    packs = False
 
     def __init__(self, tier: Tier, layout: PageLayout) -> None:
         self.tier = tier
         self.layout = layout
         self.checksums = np.zeros((0, layout.layers), np.uint32)
+        self.packed = np.zeros((0, layout.layers), np.uint8)
 
     def ensure(self, slots: int) -> None:
         """Fit nothing but nothing."""
@@ -92,7 +110,9 @@ class NullStore:
         """Return no places for no slots."""
         shape = np.broadcast(np.asarray(slots), np.asarray(layer)).shape
         assert 0 in shape, f"{self.tier.name.lower()} tier is off, but a slot of it was asked for"
-        return Places(np.zeros(shape, np.uint8), np.zeros(shape, np.int32), np.zeros(shape, np.uint64))
+        nowhere = np.zeros(shape, np.uint64)
+        kind, fd = np.zeros(shape, np.uint8), np.zeros(shape, np.int32)
+        return Places(kind, fd, nowhere, nowhere, self.layout.part_stride)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,7 @@ from tokenvm.memory.backend import (
     Ring,
     Status,
 )
+from tokenvm.memory.packing import Packing
 from tokenvm.memory.tier import Places, TierStore
 from tokenvm.vocab import Answer, Move, Tier
 
@@ -42,23 +43,43 @@ class Lane:
         source = self.source.places(self.source_slots[None, :], layers)
         target = self.target.places(self.target_slots[None, :], layers)
         kind, far, near = _sides(source, target, inward=self.target.tier < self.source.tier)
-        trusted = self.source.tier == Tier.DEVICE  # its pages are still written to, so they carry no checksum
         n = kind.size
         return Copies(
             kind=kind.ravel(),
-            check=np.full(n, Check.COMPUTE if trusted else Check.VERIFY, np.uint8),
+            check=np.full(n, self._check, np.uint8),
             fd=np.ascontiguousarray(far.fd).ravel(),
             place=far.place.ravel(),
             address=near.place.ravel(),
             nbytes=np.full(n, layout.part_stride, np.uint64),
             checksum=self.source.checksums[self.source_slots].T.ravel(),
+            packing=self._packing(far),
         )
 
-    def settle(self, status: NDArray[np.uint8], checksums: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Record the checksums of the pages that landed whole; return the index of those that did not."""
+    @property
+    def _check(self) -> Check:
+        """Pages on the device are still written to, so they carry no checksum, and need none."""
+        if self.source.tier is Tier.DEVICE:
+            return Check.COMPUTE
+        renewed = self.source.packs and self.target.tier is not Tier.DEVICE
+        return Check.RENEW if renewed else Check.VERIFY
+
+    def _packing(self, far: Places) -> Packing | None:
+        if not (self.source.packs or self.target.packs):
+            return None
+        n = far.place.size
+        packed = (
+            np.ones(n, np.uint8) if self.target.packs else self.source.packed[self.source_slots].T.ravel()
+        )
+        return Packing(packed, np.full(n, far.far_bytes, np.uint64), far.tail.ravel())
+
+    def settle(self, result: CopyResult, rows: slice) -> NDArray[np.int64]:
+        """Record how the pages lie that landed whole; return the index of those that did not."""
         by_page = (self.source.layout.layers, len(self.index))
-        landed = (status.reshape(by_page) == Status.LANDED).all(axis=0)
-        self.target.checksums[self.target_slots[landed]] = checksums.reshape(by_page).T[landed]
+        landed = (result.status[rows].reshape(by_page) == Status.LANDED).all(axis=0)
+        slots = self.target_slots[landed]
+        self.target.checksums[slots] = result.checksums[rows].reshape(by_page).T[landed]
+        if self.target.packs:
+            self.target.packed[slots] = result.packed[rows].reshape(by_page).T[landed]
         return np.asarray(self.index[~landed])
 
 
@@ -105,7 +126,7 @@ class Transfer:
         begin = 0
         for lane in self._lanes:
             end = begin + len(lane.index) * lane.source.layout.layers
-            failed += lane.settle(result.status[begin:end], result.checksums[begin:end]).tolist()
+            failed += lane.settle(result, slice(begin, end)).tolist()
             begin = end
         return tuple(self.moves[i] for i in sorted(failed))
 
@@ -156,6 +177,8 @@ class TransferEngine:
         tier, slot = np.atleast_1d(np.asarray(tiers, np.int64)), np.atleast_1d(np.asarray(slots, np.int64))
         layer = np.atleast_1d(np.asarray(layers, np.int64))
         program = _blank_program(len(layer) * len(slot))
+        if any(store.packs for store in self._stores.values()):
+            program = replace(program, packing=_blank_packing(len(program)))
         for name in np.unique(tier).tolist():
             _fill_program(program, self._stores[Tier(name)], np.flatnonzero(tier == name), slot, layer)
         return program
@@ -195,6 +218,10 @@ def _blank_program(n: int) -> Program:
     )
 
 
+def _blank_packing(n: int) -> Packing:
+    return Packing(np.empty(n, np.uint8), np.empty(n, np.uint64), np.empty(n, np.uint64))
+
+
 def _fill_program(
     program: Program,
     store: TierStore,
@@ -211,21 +238,18 @@ def _fill_program(
     program.place.reshape(shape)[:, pages] = places.place
     program.nbytes.reshape(shape)[:, pages] = store.layout.part_stride
     program.checksum.reshape(shape)[:, pages] = store.checksums[slot[pages]][:, layer].T
+    if program.packing is not None:
+        program.packing.packed.reshape(shape)[:, pages] = store.packed[slot[pages]][:, layer].T
+        program.packing.far_bytes.reshape(shape)[:, pages] = places.far_bytes
+        program.packing.tail.reshape(shape)[:, pages] = places.tail
 
 
 def _join(parts: Sequence[Copies]) -> Copies:
     """Concatenate the columns of several sets of copies."""
-    if not parts:
-        nothing = _blank_program(0)
-        return Copies(
-            nothing.kind,
-            nothing.check,
-            nothing.fd,
-            nothing.place,
-            nothing.place,
-            nothing.nbytes,
-            nothing.checksum,
-        )
+    empty = _blank_program(0)
+    parts = parts or [
+        Copies(empty.kind, empty.check, empty.fd, empty.place, empty.place, empty.nbytes, empty.checksum)
+    ]
     return Copies(
         kind=np.concatenate([p.kind for p in parts]),
         check=np.concatenate([p.check for p in parts]),
@@ -234,4 +258,12 @@ def _join(parts: Sequence[Copies]) -> Copies:
         address=np.concatenate([p.address for p in parts]),
         nbytes=np.concatenate([p.nbytes for p in parts]),
         checksum=np.concatenate([p.checksum for p in parts]),
+        packing=_join_packing(parts),
     )
+
+
+def _join_packing(parts: Sequence[Copies]) -> Packing | None:
+    if all(p.packing is None for p in parts):
+        return None
+    packings = [p.packing or Packing.none(p.nbytes) for p in parts]
+    return Packing(*map(np.concatenate, zip(*(packing.columns for packing in packings), strict=True)))
