@@ -111,9 +111,9 @@ class KVCache(Sequences):
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """Begin `child` with all that `parent` has committed: sealed pages are shared, the open one is copied.
 
-        The parent is not paused. The child is announced if the parent was.
+        A paused parent is resumed. The child leaves its pages to others if the parent does.
         """
-        assert parent not in self._pauses.resting, f"sequence {parent} is paused: resume it first"
+        self.resume(parent)
         self._prefixes.fork(parent, child)
         shared = self._table.fork(parent, child)
         self.vm.retain(shared)

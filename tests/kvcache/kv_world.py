@@ -53,6 +53,7 @@ class World:
         self.prompts: dict[SeqId, list[int]] = {}  # what they begin with, and those who wait
         self.paused: set[SeqId] = set()
         self.next_seq = 0
+        self.pressed = False  # there was no room: somebody has to end
         self.counts = Counter()
 
     @property
@@ -67,7 +68,7 @@ class World:
         actions = [self.create, self.run, self.run, self.run, self.run_many, self.run_many, self.fork]
         actions += [self.truncate, self.release, self.demote, self.settle, self.fail, self.abandon]
         actions += [self.announce, self.announce, self.turn, self.turn, self.turn, self.pause, self.forget]
-        self.rng.choice(actions)()
+        self.rng.choice(actions if not self.pressed else [self.end])()
         self.kv.check()
         for seq, tokens in self.tokens.items():
             assert self.kv.length_tokens(seq) == len(tokens)
@@ -108,8 +109,10 @@ class World:
             self._rest(seq)
         self._follow(Plan((), begins=tuple(begins), pauses=tuple(pauses), resumes=tuple(resumes)))
         self.kv.check()
-        running = self._choose(2)
-        self._run(running, longest=self.rng.choice([1, 2 * BLOCK]))
+        late = [seq for seq in sorted(self.paused)[:1] if self.rng.random() < 0.2 and not self.crowded]
+        self.paused -= set(late)  # staging resumes whom the plan forgot
+        self._run(sorted({*late, *self._choose(2)}), longest=self.rng.choice([1, 2 * BLOCK]))
+        self.paused |= {seq for seq in late if seq in self.kv._pauses.resting}
 
     def pause(self):
         for seq in self._choose(1):
@@ -146,6 +149,7 @@ class World:
     def _refused(self, error):
         """Never for the sake of pages that nobody runs."""
         self.counts["refused"] += 1
+        self.pressed = self.rng.random() < 0.5
         if "in use" not in str(error) and "full" not in str(error):
             return
         ledger, index = self.kv.vm.ledger, self.kv.vm.index
@@ -179,9 +183,18 @@ class World:
     def release(self):
         for seq in self._choose(1):
             if self.rng.random() < 0.5 or len(self.tokens[seq]) > 40:
-                self.kv.release(seq)
-                del self.tokens[seq]
-                self.prompts.pop(seq, None)
+                self._end(seq)
+
+    def end(self):
+        self.pressed = False
+        for seq in self.rng.sample(sorted(self.tokens), min(1, len(self.tokens))):
+            self._end(seq)
+
+    def _end(self, seq):
+        self.kv.release(seq)
+        del self.tokens[seq]
+        self.prompts.pop(seq, None)
+        self.paused.discard(seq)
 
     def demote(self):
         self.kv.write_behind()
