@@ -39,6 +39,8 @@ class Room:
         Raises:
             StorageError: running sequences need every slot, or pages cannot be written.
         """
+        if slots <= self._ledger.free(Tier.DEVICE):
+            return
         self._moves.settle()
         needed = {unit for pages in running for unit in pages}
         failed = 0
@@ -49,6 +51,7 @@ class Room:
             victims = victims or choose_running(short, self._ledger, running)
             if not victims and (self._let_go_for_running(running) or self._moves.finish_first()):
                 continue
+            victims = victims or choose_running(short, self._ledger, [self._unranked(needed)])
             if not victims:
                 raise StorageError("every page on the device is in use: raise kv_limit or lower max_num_seqs")
             failed += [self._part(victim) for victim in victims].count(Answer.MISS)
@@ -127,6 +130,10 @@ class Room:
         if not choose_idle(1, self._ledger, self._policy, needed, room=1):
             return self._let_go(lambda unit: self._ledger.resident(unit, Tier.DEVICE))
         return [self._let_go(lambda _: True) for _ in range(slots)].count(True) > 0
+
+    def _unranked(self, needed: Set[UnitId]) -> list[UnitId]:
+        """Pages of sequences at rest, under a policy that has no victims."""
+        return [unit for unit in self._ledger.units() if unit not in needed]
 
     def _let_go_for_running(self, running: Sequence[Pages]) -> bool:
         """If running pages stay on the device for want of room below, let go of idle pages that lie there."""

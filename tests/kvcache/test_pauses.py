@@ -145,3 +145,16 @@ def test_a_paused_sequence_may_end_and_fork(tmp_path: Path) -> None:
         made.kv.fork(two, child)
         made.tokens[child], made.prompts[child] = list(made.tokens[two]), text(50, 1.75)
         made.run(two, child)
+
+
+def test_paused_pages_leave_under_a_policy_that_ranks_none(tmp_path: Path) -> None:
+    with desk(tmp_path, 4, disk=12, policy="none") as made:
+        resting = [begun(made, name, text(20 * name, 1.75), 1.5) for name in range(2)]
+        made.follow(pauses=tuple(resting))
+        for name in range(2, 5):
+            begun(made, name, text(20 * name, 0.5), 0.25)
+        made.run(SeqId(2), SeqId(3), SeqId(4), count=1)
+        for name in range(2, 5):
+            made.release(SeqId(name))
+        for seq in resting:
+            made.run_out(seq)
