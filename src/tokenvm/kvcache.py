@@ -8,20 +8,19 @@ from contextlib import contextmanager
 from tokenvm.arrange import Layout, Reads, lay_out
 from tokenvm.clock import Clock
 from tokenvm.open_pages import OpenPages
-from tokenvm.residency.keys import page_key
-from tokenvm.residency.page_table import PageTable
-from tokenvm.residency.planner import Pages
 from tokenvm.schedule.plan import Plan
+from tokenvm.sequences import Sequences
 from tokenvm.staging import Staged, Stream
 from tokenvm.vm import MemoryManager
-from tokenvm.vocab import PageKey, SeqId, Tier, UnitId
+from tokenvm.vocab import SeqId, Tier, UnitId
 
 
-class KVCache:
+class KVCache(Sequences):
     """The KV of all running sequences of one KV group.
 
     `fingerprint` names all that shapes KV bytes besides the tokens; see `residency.keys.page_key`. `open_pages` holds
-    raw bytes where the KV format is lossy, and is owned from here on.
+    raw bytes where the KV format is lossy, and is owned from here on. With `prefix_caching` the sealed pages of
+    announced sequences outlive them until their slots are needed, and other sequences begin with them.
     """
 
     def __init__(
@@ -34,33 +33,14 @@ class KVCache:
         prefetch_ahead: int | None = None,
         salt: bytes = b"",
         open_pages: OpenPages | None = None,
+        prefix_caching: bool = True,
     ) -> None:
-        self.vm = vm
-        self.block_tokens = block_tokens
-        self._fingerprint = fingerprint
-        self._salt = salt
+        super().__init__(vm, block_tokens, fingerprint, salt, open_pages, prefix_caching)
         self._clock = clock
-        self._table = PageTable(block_tokens)
-        self._open_pages = open_pages
         self._stream = Stream(vm, prefetch_ahead)
         self._layout: Layout | None = None
         self._layout_key: tuple[object, ...] = ()
         self._unwritten = False
-
-    def create(self, seq: SeqId) -> None:
-        """Begin a sequence."""
-        self._table.add(seq)
-
-    def __contains__(self, seq: SeqId) -> bool:
-        return seq in self._table
-
-    def length_tokens(self, seq: SeqId) -> int:
-        """Return how many tokens of the sequence are committed."""
-        return self._table.length_tokens(seq)
-
-    def keys(self, seq: SeqId) -> list[PageKey]:
-        """Return the content addresses of the sequence's sealed pages."""
-        return self._table.keys(seq)
 
     @contextmanager
     def stage(self, plan: Plan) -> Iterator[Staged]:
@@ -73,9 +53,12 @@ class KVCache:
             StorageError: there is no room for the pages that the plan fills.
         """
         self.vm.end_along()
+        if self._pauses.resting:
+            for span in plan.spans:
+                self.resume(span.seq)
         self._extend(plan)
         if plan.decodes and self._layout is not None and self._layout.streams:
-            self.vm.promote(self._running())
+            self.vm.promote(self._running(), displace=bool(self._pauses.resting))
         layout = self._lay_out(plan)
         expected = self._expect(plan, layout)
         if plan.spills:
@@ -87,6 +70,8 @@ class KVCache:
                 staged.own = self._open_pages.arrange(
                     plan.spans, [self._table.pages(s.seq) for s in plan.spans]
                 )
+            for seq, valid in self._pauses.fallen.items():
+                staged.lost.setdefault(seq, valid)
             yield staged
             self._spread_losses(staged.lost)
         except BaseException:
@@ -101,16 +86,11 @@ class KVCache:
 
         `tokens` are all tokens of the sequence.
         """
-        block = self.block_tokens
         for unit in self._table.advance(seq, count):
             self.vm.seal(unit)
             self._close_pages([unit])
             self._unwritten = True
-            done = len(self._table.keys(seq)) * block
-            key = page_key(
-                self._salt, self._fingerprint, self._table.last_key(seq), tokens[done : done + block]
-            )
-            self._table.add_key(seq, key)
+            self._table.add_key(seq, self._prefixes.name(seq, unit, tokens))
 
     def write_behind(self) -> None:
         """Start writing sealed pages down, so that their slots can be reused without waiting."""
@@ -121,6 +101,7 @@ class KVCache:
     def truncate(self, seq: SeqId, tokens: int) -> int:
         """Take back all but the first `tokens`; return how many stay: fewer where a sealed page would be cut."""
         length = self._table.length_tokens(seq)
+        self._pauses.fallen.pop(seq, None)
         if tokens // self.block_tokens < length // self.block_tokens:
             tokens -= tokens % self.block_tokens
         self._forget_layout()
@@ -128,7 +109,12 @@ class KVCache:
         return self._table.length_tokens(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
-        """Begin `child` with all that `parent` has committed: sealed pages are shared, the open one is copied."""
+        """Begin `child` with all that `parent` has committed: sealed pages are shared, the open one is copied.
+
+        A paused parent is resumed. The child leaves its pages to others if the parent does.
+        """
+        self.resume(parent)
+        self._prefixes.fork(parent, child)
         shared = self._table.fork(parent, child)
         self.vm.retain(shared)
         rest = self._table.length_tokens(parent) - self._table.length_tokens(child)
@@ -142,19 +128,16 @@ class KVCache:
             self._table.advance(child, rest)
 
     def release(self, seq: SeqId) -> None:
-        """End a sequence; pages nobody else shares are freed."""
+        """End a sequence; pages that nobody else needs and no prefix keeps are freed."""
         self._forget_layout()
+        self._pauses.forget(seq)
+        self._prefixes.forget(seq)
         self._let_go(self._table.remove(seq))
 
     def reserve(self, pages: int) -> None:
         """Make sure that `pages` pages have space over all tiers; StorageError where they cannot have it."""
         if pages > self.vm.ledger.capacity(Tier.DEVICE):
             self.vm.reserve(pages)
-
-    def check(self) -> None:
-        """Assert every law of ledger and page table."""
-        self.vm.ledger.check()
-        self._table.check()
 
     def close(self) -> None:
         """Stop all reads and give the memory back."""
@@ -163,15 +146,13 @@ class KVCache:
         if self._open_pages is not None:
             self._open_pages.free()
 
-    def _running(self) -> list[Pages]:
-        return [self._table.pages(seq) for seq in self._table.sequences()]
-
     def _extend(self, plan: Plan) -> None:
         """Give every sequence the pages its span goes to; all have room before the first is made."""
         missing = [(span.seq, self._table.missing_pages(span.seq, span.end)) for span in plan.spans]
         wanted = sum(count for _, count in missing)
         if wanted:
             self.vm.make_room(wanted, self._running())
+            self.vm.write_idle(self._running())
         for seq, count in missing:
             for _ in range(count):
                 self._table.append(seq, self.vm.new_page(self._running()))
@@ -187,14 +168,6 @@ class KVCache:
             for span in plan.spans
             for unit in self._table.pages(span.seq)[span.start // block : span.end // block]
         ]
-
-    def _close_pages(self, units: Sequence[UnitId]) -> None:
-        if self._open_pages is not None:
-            self._open_pages.close(units)
-
-    def _let_go(self, units: Sequence[UnitId]) -> None:
-        self._close_pages(units)
-        self.vm.release(units)
 
     def _lay_out(self, plan: Plan) -> Layout:
         """Arrange the pages, or keep the arrangement if neither pages nor places changed since."""
@@ -217,7 +190,7 @@ class KVCache:
         new_pages = sum(span.end % self.block_tokens == 0 for span in plan.spans)
         if not new_pages:
             return layout.reads
-        leaving = set(self.vm.foresee(new_pages, self._running()))
+        leaving = set(self.vm.room.foresee(new_pages, self._running()))
         streamed = zip(layout.units, layout.streamed.tolist(), strict=True)
         return Reads.of([unit for unit, out in streamed if out or unit in leaving], self.vm)
 

@@ -62,6 +62,25 @@ class OpenPages:
         self._kept: OwnPages | None = None
         self._kept_key: tuple[object, ...] = ()
 
+    @property
+    def slots(self) -> int:
+        """Slots that an open page takes beside its own."""
+        return self._layout.slots
+
+    def raw(self, units: Iterable[UnitId]) -> list[UnitId]:
+        """Return the raw slots of these pages."""
+        return [raw for unit in units for raw in self._raw.get(unit, ())]
+
+    def moved(self, units: Iterable[UnitId], running: Sequence[Pages]) -> None:
+        """Raw slots of these open pages may lie elsewhere now; a page that has none gets some.
+
+        Raises StorageError where nothing may leave the device for them.
+        """
+        self._version += 1
+        for unit in units:
+            if unit not in self._raw:
+                self._take(unit, running)
+
     def open(self, span: Span, pages: Pages, running: Sequence[Pages]) -> None:
         """Give the page that stays open after this span its raw slots; take back what a failed step left behind.
 

@@ -10,31 +10,36 @@ from numpy.typing import NDArray
 
 from tokenvm.errors import StorageError
 from tokenvm.kernels.paging import copy
-from tokenvm.memory.along import AlongBatch
 from tokenvm.memory.backend import DeviceBackend, Program, Ring
 from tokenvm.memory.device import DeviceArena
 from tokenvm.memory.tier import TierStore
-from tokenvm.memory.transfer import Transfer, TransferEngine
+from tokenvm.memory.transfer import TransferEngine
+from tokenvm.moves import Moves
 from tokenvm.residency.ledger import Ledger
 from tokenvm.residency.planner import (
     Pages,
     Parting,
     Victim,
+    choose_idle,
     choose_promotions,
-    choose_victims,
     choose_write_behind,
+    unwritten,
 )
 from tokenvm.residency.policy.base import Policy
-from tokenvm.vocab import Answer, Move, Tier, UnitId
+from tokenvm.residency.policy.lru import Lru
+from tokenvm.residency.prefix_index import PrefixIndex
+from tokenvm.residency.prefix_plan import Arrivals
+from tokenvm.room import Room
+from tokenvm.vocab import Answer, PageKey, Tier, UnitId
 
-_WRITE_ATTEMPTS = 3
 _log = logging.getLogger("tokenvm.vm")
 
 
 class MemoryManager:
     """Units, their slots and their bytes. One owner thread; native threads move the bytes.
 
-    `arena` is the device tier of `stores`. Without `ring_slots` nothing can be streamed.
+    `arena` is the device tier of `stores`. Without `ring_slots` nothing can be streamed. `policy` ranks sealed pages on
+    the device, `keep_policy` indexed pages that nobody else owns, in whatever tier; least recently used if not given.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class MemoryManager:
         lower: Sequence[TierStore],
         ring_slots: int,
         policy: Policy,
+        keep_policy: Policy | None = None,
     ) -> None:
         self.backend = backend
         self.arena = arena
@@ -55,10 +61,11 @@ class MemoryManager:
         self._ring_region = backend.allocate(max(1, ring_slots) * stride)
         self.ring: Ring = backend.ring(self._ring_region.address, max(1, ring_slots), stride)
         self._transfers = TransferEngine(backend, self._stores, self.ring)
-        self._flying: list[Transfer] = []
-        self._along: tuple[Transfer, AlongBatch] | None = None  # what this step writes while it fills it
-        self._unsure: tuple[Move, ...] = ()  # its moves: their pages may never be committed
-        self._promised: list[UnitId] = []
+        self._moves = Moves(self.ledger, self._transfers, policy, self._sweep)
+        self.index = PrefixIndex(keep_policy or Lru())
+        self.room = Room(self.ledger, policy, self.index, self._moves)
+        self._idle_written = 0  # no idle page was left to write at this version of the index
+        self._stuck: tuple[int, ...] = ()  # and none could leave at these
 
     def new_page(self, running: Sequence[Pages]) -> UnitId:
         """Make an open page: a zero-filled device slot. What has to leave for it leaves.
@@ -77,97 +84,93 @@ class MemoryManager:
         return unit
 
     def make_room(self, slots: int, running: Sequence[Pages]) -> None:
-        """Free device slots until `slots` are free, waiting for writes where it must."""
-        self.settle()
-        attempts = 0
-        while (short := slots - self.ledger.free(Tier.DEVICE)) > 0:
-            victims = self._keep_promise(short) or choose_victims(short, self.ledger, self.policy, running)
-            if not victims and self._flying:
-                self._finish(self._flying[0])  # slots of pages that nobody owns come back then
-                continue
-            if not victims:
-                raise StorageError("every page on the device is in use: raise kv_limit or lower max_num_seqs")
-            failed = [self._part(victim) for victim in victims].count(Answer.MISS)
-            attempts += failed
-            if attempts >= _WRITE_ATTEMPTS:
-                raise StorageError(
-                    "pages cannot be written to disk: check the disk below nvme_path, or set another"
-                )
+        """Free device slots until `slots` are free; see `Room.make`."""
+        self.room.make(slots, running)
         self._sweep()
-
-    def foresee(self, slots: int, running: Sequence[Pages]) -> list[UnitId]:
-        """Choose who leaves when the next step makes `slots` pages: of those with a copy below. It is kept to."""
-        short = slots - self.ledger.free(Tier.DEVICE)
-        chosen = choose_victims(short, self.ledger, self.policy, running) if short > 0 else []
-        self._promised = [victim.unit for victim in chosen if victim.parting is Parting.DROP]
-        return list(self._promised)
 
     def seal(self, unit: UnitId) -> None:
         """The page is full and committed; from now on it may have copies in every tier."""
         self.ledger.seal(unit)
         self.policy.insert(unit)
 
+    def keep(self, unit: UnitId, key: PageKey, parent: PageKey) -> None:
+        """Index a sealed page that a sequence owns, unless one with that key is kept: so it outlives the sequence."""
+        if self.index.add(key, parent, unit):
+            self.ledger.retain(unit)
+
+    def forget_prefixes(self) -> None:
+        """Let go of every indexed page."""
+        while len(self.index):
+            self.room.forget(next(iter(self.index)))
+        self._sweep()
+
     def write_behind(self, running: Sequence[Pages]) -> None:
         """Start copying sealed pages that lie on the device alone to the next tier, at low priority.
 
-        Where that cannot be, it is put off: `make_room` writes what has to be written, or says why not.
+        Idle pages make room for them there. Where that cannot be, it is put off: `make_room` writes what has to be
+        written, or says why not.
         """
         self.settle()
-        chosen = choose_write_behind(self.ledger, running)
-        try:
-            self._start([self.ledger.begin(unit, Tier.DEVICE, tier) for unit, tier in chosen])
-        except StorageError as error:
-            _log.warning("pages are not written behind: %s", error)
+        self.room.make_below(len(unwritten(self.ledger, running)))
+        self._write(running)
+
+    def write_idle(self, running: Sequence[Pages]) -> None:
+        """Once three quarters of the device are taken: write idle pages behind, as long as there is room below."""
+        crowded = self.ledger.free(Tier.DEVICE) * 4 < self.ledger.capacity(Tier.DEVICE)
+        if not (crowded and self.room.free_below) or self.index.version == self._idle_written:
+            return
+        needed = {unit for pages in running for unit in pages}
+        victims = choose_idle(self.ledger.used(Tier.DEVICE), self.ledger, self.policy, needed)
+        self._write_idle(victims)
+        if self.room.free_below:
+            self._idle_written = self.index.version
 
     def write_along(self, units: Sequence[UnitId]) -> None:
         """Copy open pages down while a step fills them, each layer once `filled` says so; if that cannot be, behind."""
         self.end_along()
-        moves = [self.ledger.begin(unit, Tier.DEVICE, tier) for unit in units if (tier := self._tier_below())]
-        if not moves:
-            return
-        try:
-            self._along = self._transfers.submit_along(moves)
-            self._unsure = tuple(moves)
-        except Exception as error:
-            for move in moves:
-                self.ledger.fail(move)
-            if not isinstance(error, StorageError):
-                raise
-            _log.warning("pages are not written while they fill: %s", error)
+        self.room.make_below(len(units))
+        self._moves.start_along(
+            [self.ledger.begin(unit, Tier.DEVICE, tier) for unit in units if (tier := self.room.tier_below())]
+        )
 
     def filled(self, layer: int) -> None:
-        """All that this step appends to the parts of a layer is there. A Ctrl-C in here strands slots until `close`."""
-        if self._along is None:
-            return
-        along, self._along = self._along, None
-        along[1].start(layer)
-        if along[1].complete:
-            self._flying.append(along[0])
-        else:
-            self._along = along
+        """See `Moves.filled`."""
+        self._moves.filled(layer)
 
     def end_along(self) -> None:
-        """Give up what was written along for pages that were not committed; nothing of it is in flight afterwards."""
-        if self._along is not None:
-            self._flying.append(self._along[0])
-            self._along = None
-        unsure, self._unsure = self._unsure, ()
-        stale = [move for move in unsure if self.ledger.stale(move)]
-        for transfer in [flying for flying in self._flying if set(flying.moves) & set(stale)]:
-            self._finish(transfer)
-        for move in stale:
-            if self.ledger.stale(move):
-                self.ledger.drop(move.unit, move.target)
+        """See `Moves.end_along`."""
+        self._moves.end_along()
 
-    def promote(self, running: Sequence[Pages], keep_free: int = 0) -> None:
-        """Start bringing streamed pages back into free device slots."""
+    def promote(self, running: Sequence[Pages], displace: bool = False) -> None:
+        """Start bringing streamed pages back into free device slots.
+
+        And into those that idle pages leave at once, where some are indexed, or `displace` says that there are others.
+        """
         self.settle()
-        spare = self.ledger.free(Tier.DEVICE) - keep_free
-        if spare <= 0:
+        versions = self.index.version, self.ledger.version, self._moves.ended
+        may_displace = (displace or self.index.idle_pages > 0) and versions != self._stuck
+        if self.ledger.free(Tier.DEVICE) <= 0 and not may_displace:
             return
-        chosen = choose_promotions(spare, self.ledger, running)
-        self._sweep()
-        self._start([self.ledger.begin(unit, self.ledger.find(unit).tier, Tier.DEVICE) for unit in chosen])
+        chosen = choose_promotions(self.ledger.capacity(Tier.DEVICE), self.ledger, running)
+        if may_displace:
+            self.room.displace(len(chosen), {unit for pages in running for unit in pages})
+            self.write_idle(running)
+        if not self._bring_up(chosen, 0):
+            self._stuck = versions
+
+    def bring(self, prefix: Sequence[UnitId], running: Sequence[Pages], keep_free: int) -> Answer:
+        """Start bringing pages of a prefix to the device, as `Arrivals.choose` says.
+
+        IN_FLIGHT if more can come once idle pages have been written down, HIT if what can come is coming.
+        """
+        self.settle()
+        arrivals = Arrivals.choose(prefix, keep_free, self.ledger, self.policy, running)
+        needed = {unit for pages in running for unit in pages} | set(prefix)
+        if arrivals.displaced:
+            self.room.displace(len(arrivals.units) + keep_free, needed)
+        missing = len(arrivals.units) - self._bring_up(arrivals.units, keep_free)
+        self._write_idle(choose_idle(missing, self.ledger, self.policy, needed))
+        return Answer.IN_FLIGHT if missing else Answer.HIT
 
     def reserve(self, pages: int) -> None:
         """Make sure that `pages` pages have space below the device; StorageError where they have not."""
@@ -178,27 +181,24 @@ class MemoryManager:
 
     def settle(self) -> None:
         """Enter what has landed or failed meanwhile into the ledger."""
-        for transfer in list(self._flying):
-            if transfer.poll() is not Answer.IN_FLIGHT:
-                self._finish(transfer)
+        self._moves.settle()
+
+    def finish_first(self) -> bool:
+        """Wait for the moves that started first; return whether there were any."""
+        return self._moves.finish_first()
 
     def finish_transfers(self) -> None:
         """Wait for every move in flight."""
-        while self._flying:
-            self._finish(self._flying[0])
+        while self._moves.finish_first():
+            pass
 
     def retain(self, units: Iterable[UnitId]) -> None:
         """One more owner for each."""
-        for unit in units:
-            self.ledger.retain(unit)
+        self.room.retain(units)
 
-    def release(self, units: Iterable[UnitId]) -> None:
-        """One owner less for each; copies nobody needs any more go."""
-        for unit in units:
-            if not self.ledger.shared(unit):
-                self.policy.remove(unit)
-                self._promised = [other for other in self._promised if other != unit]
-            self.ledger.release(unit)
+    def release(self, units: Sequence[UnitId]) -> None:
+        """One owner less for each, the last first; copies nobody needs any more go."""
+        self.room.release(units)
         self._sweep()
 
     def copy_page(self, source: UnitId, target: UnitId) -> None:
@@ -219,11 +219,12 @@ class MemoryManager:
         return self._transfers.program([f.tier for f in found], [f.slot for f in found], layers)
 
     def lose(self, unit: UnitId) -> None:
-        """The copy that was streamed is damaged: give it up."""
+        """The copy that was streamed is damaged: give it up. A page that is lost with it is no prefix any more."""
         self.finish_transfers()
         streamed = next((tier for tier in (Tier.HOST, Tier.DISK) if self.ledger.resident(unit, tier)), None)
-        if streamed is not None:
-            self.ledger.lose(unit, streamed)
+        if streamed is not None and self.ledger.lose(unit, streamed) and unit in self.index:
+            self.room.forget(unit)
+            self._sweep()
 
     def high_water_bytes(self, tier: Tier) -> int:
         """Return the most bytes a tier ever took: of pages in memory, of reserved files on disk."""
@@ -243,54 +244,54 @@ class MemoryManager:
             store.close()
         self._ring_region.close()
 
-    def _keep_promise(self, most: int) -> list[Victim]:
-        """Return at most so many of those chosen before who may still leave at once; a promise is kept once."""
-        promised, self._promised = self._promised[:most], []
-        return [Victim(unit, Parting.DROP) for unit in promised if self.ledger.droppable(unit, Tier.DEVICE)]
+    def freeze(self, units: Sequence[UnitId]) -> None:
+        """Seal open pages for as long as nobody appends to them, so that they may leave the device."""
+        for unit in units:
+            if not self.ledger.sealed(unit):
+                self.seal(unit)
 
-    def _part(self, victim: Victim) -> Answer:
-        """Let one page leave the device; HIT once it has left or its copy below is whole."""
-        if victim.parting is Parting.DROP:
-            self.ledger.drop(victim.unit, Tier.DEVICE)
-            return Answer.HIT
-        if victim.parting is Parting.DEMOTE:
-            self._demote(victim.unit)
-        for transfer in list(self._flying):
-            if any(move.unit == victim.unit for move in transfer.moves):
-                self._finish(transfer)
-        return Answer.HIT if self.ledger.droppable(victim.unit, Tier.DEVICE) else Answer.MISS
+    def thaw(self, units: Sequence[UnitId], running: Sequence[Pages]) -> Answer:
+        """Undo `freeze`: wait until the pages are on the device; other copies go. MISS if one did not come back.
 
-    def _tier_below(self) -> Tier | None:
-        return next((tier for tier in (Tier.HOST, Tier.DISK) if self.ledger.free(tier)), None)
-
-    def _demote(self, unit: UnitId) -> None:
-        tier = self._tier_below()
-        if tier is None:
-            raise StorageError("host and disk tiers are full: raise nvme_limit or host_memory")
-        self._start([self.ledger.begin(unit, Tier.DEVICE, tier)], urgent=True)
-
-    def _start(self, moves: list[Move], urgent: bool = False) -> None:
-        """Put moves in flight. A Ctrl-C at this very moment strands their slots until `close`.
-
-        Nobody can tell then whether the copies have started, and a slot that may be written to is not free.
+        Raises:
+            StorageError: there is no room for them on the device. It may be tried again.
         """
-        if not moves:
-            return
-        try:
-            self._flying.append(self._transfers.submit(moves, urgent))
-        except Exception:
-            for move in moves:
-                self.ledger.fail(move)
-            raise
+        frozen = [unit for unit in units if self.ledger.sealed(unit)]
+        self._moves.finish_of(frozen)
+        away = self._unseal(frozen)
+        self.make_room(len(away), running)
+        self._bring_up(away, 0)
+        self._moves.finish_of(away)
+        return Answer.MISS if self._unseal(away) else Answer.HIT
 
-    def _finish(self, transfer: Transfer) -> None:
-        """Wait for a transfer and enter its outcome; may be done again after an interrupt in the middle."""
-        failed = set(transfer.failed)
-        for move in transfer.moves:
-            if self.ledger.moving(move):
-                (self.ledger.fail if move in failed else self.ledger.land)(move)
-        self._flying.remove(transfer)
+    def _unseal(self, units: Sequence[UnitId]) -> list[UnitId]:
+        """Open those that lie on the device, where nothing moves, and nowhere else from now on; return the others."""
+        here = [unit for unit in units if self.ledger.resident(unit, Tier.DEVICE)]
+        for unit in here:
+            for tier in (Tier.HOST, Tier.DISK):
+                if self.ledger.resident(unit, tier):
+                    self.ledger.drop(unit, tier)
+            self.ledger.unseal(unit)
+            self.policy.remove(unit)
+        return [unit for unit in units if self.ledger.sealed(unit)]
+
+    def _bring_up(self, units: Sequence[UnitId], keep_free: int) -> int:
+        """Start copies to the device of as many pages as have a free slot there; return how many."""
         self._sweep()
+        coming = units[: max(0, self.ledger.free(Tier.DEVICE) - keep_free)]
+        moves = [self.ledger.begin(unit, self.ledger.find(unit).tier, Tier.DEVICE) for unit in coming]
+        self._moves.start(moves)
+        return len(coming)
+
+    def _write_idle(self, victims: Sequence[Victim]) -> None:
+        self._write([[victim.unit for victim in victims if victim.parting is Parting.DEMOTE]])
+
+    def _write(self, pages: Sequence[Pages]) -> None:
+        chosen = choose_write_behind(self.ledger, pages)
+        try:
+            self._moves.start([self.ledger.begin(unit, Tier.DEVICE, tier) for unit, tier in chosen])
+        except StorageError as error:
+            _log.warning("pages are not written behind: %s", error)
 
     def _sweep(self) -> None:
         """Poison what was freed, before it can be taken again."""

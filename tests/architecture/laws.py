@@ -14,8 +14,8 @@ ROWS: Mapping[int, tuple[str, ...]] = {
     8: ("cli cli_bench cli_options bench",),
     7: ("serve", "bridges", "llm"),
     6: ("engine collect outputs",),
-    5: ("kvcache staging arrange open_pages", "tensors"),
-    4: ("vm",),
+    5: ("kvcache staging arrange open_pages prefix_cache pauses sequences", "tensors"),
+    4: ("vm room moves",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
     2: ("kernels", "parallel", "residency"),
     1: ("vocab errors config clock metrics sizes machine json_file",),
@@ -44,7 +44,7 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
 }
 """Package → the only rooms or modules that may import it."""
 
-SEE_MEMORY_AND_RESIDENCY = ("vm", "engine.launch")
+SEE_MEMORY_AND_RESIDENCY = ("vm", "moves", "engine.launch")
 """Where decisions meet bytes, and where both are put together."""
 
 LAZY = ("", "cli", "cli_bench", "kernels", "models.fetch", "models.builtin")

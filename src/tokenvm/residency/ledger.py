@@ -55,6 +55,9 @@ class Ledger:
         self._freed: list[SlotId] = []
         self.version = 0  # grows whenever the device gains or loses a whole copy
 
+    def __contains__(self, unit: UnitId) -> bool:
+        return unit in self._units
+
     def create(self, tier: Tier, home: Home = Home.RECOMPUTE) -> UnitId:
         """Bring a unit to life with a whole copy in `tier`, which has a free slot."""
         unit = UnitId(self._next)
@@ -66,6 +69,14 @@ class Ledger:
     def seal(self, unit: UnitId) -> None:
         """Say that the unit's bytes will never change again."""
         self._units[unit].sealed = True
+
+    def unseal(self, unit: UnitId) -> None:
+        """Say that the unit's bytes may change again: it has no copy but that on the device, which no move reads."""
+        entry = self._units[unit]
+        copy = entry.copies.get(Tier.DEVICE)
+        alone = copy is not None and len(entry.copies) == 1 and not copy.arriving and not copy.sources
+        assert alone, f"unit {unit}: other copies of it would be stale"
+        entry.sealed = False
 
     def begin(self, unit: UnitId, source: Tier, target: Tier) -> Move:
         """Start a copy from tier to tier; the source stays valid. `target` has a free slot and no copy yet."""
@@ -156,6 +167,10 @@ class Ledger:
         assert entry.references > 0, f"unit {unit} has no owner"
         entry.references -= 1
         self._bury(unit)
+
+    def owners(self, unit: UnitId) -> int:
+        """Return how many owners need the unit."""
+        return self._units[unit].references
 
     def shared(self, unit: UnitId) -> bool:
         """Whether more than one owner needs the unit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenvm.residency.keys import ROOT
@@ -36,6 +37,25 @@ class PageTable:
         """Begin a sequence without pages."""
         assert seq not in self._entries, f"sequence {seq} is already there"
         self._entries[seq] = Entry()
+
+    def adopt(self, seq: SeqId, pages: Sequence[UnitId], keys: Sequence[PageKey]) -> None:
+        """Begin a sequence with sealed pages, and their keys, that others computed."""
+        self.add(seq)
+        self._entries[seq] = Entry(list(pages), list(keys), len(pages) * self.block_tokens)
+        self.version += 1
+
+    def replace(self, seq: SeqId, index: int, unit: UnitId) -> UnitId:
+        """Put another page in the place of one; return that one."""
+        pages = self._entries[seq].pages
+        old, pages[index] = pages[index], unit
+        self.version += 1
+        return old
+
+    def open_page(self, seq: SeqId) -> list[UnitId]:
+        """Return the page that holds the last committed tokens, if it is not full; else none."""
+        entry = self._entries[seq]
+        full = entry.length_tokens // self.block_tokens
+        return entry.pages[full : full + 1] if entry.length_tokens % self.block_tokens else []
 
     def pages(self, seq: SeqId) -> list[UnitId]:
         """Return the sequence's pages in position order; the table keeps owning the list."""

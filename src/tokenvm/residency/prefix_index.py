@@ -1,0 +1,138 @@
+"""The prefix index: sealed pages by their key, as a tree of prefixes. It outlives the sequences that computed them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from tokenvm.residency.keys import ROOT
+from tokenvm.residency.policy.base import Allowed, Policy
+from tokenvm.vocab import PageKey, UnitId
+
+
+@dataclass(slots=True)
+class Node:
+    """One page: the page before it by its key, and the pages that go on from it. Idle: only the index owns it."""
+
+    key: PageKey
+    parent: PageKey
+    children: dict[UnitId, None] = field(default_factory=dict)
+    idle: bool = False
+
+
+class PrefixIndex:
+    """PageKey → unit. Owns one reference of each unit, which whoever adds and removes takes and gives back.
+
+    A page is in it only with the page before it, so that every prefix found is whole. `policy` ranks the idle pages and
+    knows no others. A page becomes idle after the pages that go on from it, and is touched with them: least recently
+    used is a tail.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._units: dict[PageKey, UnitId] = {}
+        self._nodes: dict[UnitId, Node] = {}
+        self.idle_pages = 0
+        self.version = 0  # grows whenever a page becomes idle
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __contains__(self, unit: UnitId) -> bool:
+        return unit in self._nodes
+
+    def __iter__(self) -> Iterator[UnitId]:
+        return iter(self._nodes)
+
+    def add(self, key: PageKey, parent: PageKey, unit: UnitId) -> bool:
+        """Take in a page that a sequence owns; return whether it was: not if its key is known or its parent is not."""
+        if key in self._units or (parent != ROOT and parent not in self._units):
+            return False
+        self._units[key] = unit
+        self._nodes[unit] = Node(key, parent)
+        if parent != ROOT:
+            self._nodes[self._units[parent]].children[unit] = None
+        return True
+
+    def walk(self, keys: Iterable[PageKey]) -> list[UnitId]:
+        """Return the units of the leading keys that are known."""
+        found: list[UnitId] = []
+        for key in keys:
+            if key not in self._units:
+                break
+            found.append(self._units[key])
+        return found
+
+    def remove(self, unit: UnitId) -> list[UnitId]:
+        """Take out a page and all that go on from it; return them, each after those that go on from it."""
+        order = [unit]
+        for above in order:
+            order.extend(self._nodes[above].children)
+        parent = self._nodes[unit].parent
+        if parent != ROOT:
+            del self._nodes[self._units[parent]].children[unit]
+        for one in order:
+            self.used(one)
+            del self._units[self._nodes.pop(one).key]
+        return order[::-1]
+
+    def idle(self, unit: UnitId) -> None:
+        """Hear that nobody but the index owns the unit any more. Of pages let go together, tails say so first."""
+        node = self._nodes[unit]
+        if not node.idle:
+            node.idle = True
+            self.idle_pages += 1
+            self.version += 1
+            self._policy.insert(unit)
+        while node.parent != ROOT:
+            above = self._units[node.parent]
+            node = self._nodes[above]
+            if not node.idle:
+                return  # it touches what is above it when it becomes idle itself
+            self._policy.touch(above)
+
+    def used(self, unit: UnitId) -> None:
+        """Hear that somebody else owns the unit too; one that is not here is ignored."""
+        if unit in self._nodes and self._nodes[unit].idle:
+            self._nodes[unit].idle = False
+            self.idle_pages -= 1
+            self._policy.remove(unit)
+
+    def touch(self, prefix: Sequence[UnitId]) -> None:
+        """A prefix, given from its head, was asked for."""
+        for unit in reversed(prefix):
+            self._policy.touch(unit)
+
+    def is_idle(self, unit: UnitId) -> bool:
+        """Whether the unit is here and nobody else owns it."""
+        return unit in self._nodes and self._nodes[unit].idle
+
+    def first_to_go(self, allowed: Allowed) -> list[UnitId]:
+        """Return the idle page to give up first, of those allowed, none if there is none; with all that go on from it.
+
+        Prefixes go tail by tail. A head before its tail only if every tail is owned by somebody or not allowed: then
+        `remove` takes those out too.
+        """
+        tails = self._policy.victims(1, lambda unit: not self._nodes[unit].children and allowed(unit))
+        return tails or self._policy.victims(1, allowed) or self._unranked(allowed)
+
+    def _unranked(self, allowed: Allowed) -> list[UnitId]:
+        """Under a policy that has no victims: the page that came last, so tails first."""
+        return next(([unit] for unit in reversed(self._nodes) if self.is_idle(unit) and allowed(unit)), [])
+
+    def check(self) -> None:
+        """Assert that the tree is whole and the idle pages are counted."""
+        assert {unit: node.key for unit, node in self._nodes.items()} == {
+            unit: key for key, unit in self._units.items()
+        }, "prefix index: keys and units do not match"
+        for unit, node in self._nodes.items():
+            assert node.parent == ROOT or node.parent in self._units, f"unit {unit}: its prefix is gone"
+            for child in node.children:
+                assert self._nodes[child].parent == node.key, f"unit {child} does not go on from {unit}"
+        children = sum(len(node.children) for node in self._nodes.values())
+        inner = sum(node.parent != ROOT for node in self._nodes.values())
+        assert children == inner, "prefix index: a page is missing below the page before it"
+        idle = [unit for unit, node in self._nodes.items() if node.idle]
+        assert len(idle) == self.idle_pages, "prefix index: idle pages do not add up"
+        ranked = self._policy.victims(len(self._nodes) + 1, lambda _: True)
+        assert not ranked or sorted(ranked) == sorted(idle), "prefix index: the policy ranks other pages"

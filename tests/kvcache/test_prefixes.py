@@ -1,0 +1,311 @@
+"""Prefixes: who begins with what others computed, who waits for whom, and what is given up when room is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kv_desk import BLOCK, LAYOUT, Desk, desk, text
+
+from tokenvm.errors import StorageError
+from tokenvm.memory.backend import Kind
+from tokenvm.vocab import Answer, SeqId, Tier
+
+
+def test_a_prompt_begins_with_the_pages_of_one_before_it(tmp_path: Path) -> None:
+    with desk(tmp_path, 8) as made:
+        assert made.whole_life(0, text(0, 3.5)) == 0
+        assert made.whole_life(1, text(0, 3.5)) == 3 * BLOCK
+        assert made.whole_life(2, text(0, 2) + text(90, 2)) == 2 * BLOCK
+        assert made.whole_life(3, text(0, 3)) == 2 * BLOCK, "the last token is computed always"
+        assert made.whole_life(4, text(1, 3)) == 0
+        assert made.kv.prefix_stats.hit_tokens[Tier.DEVICE] == 7 * BLOCK
+        assert made.kv.prefix_stats.asked_tokens == (3.5 + 3.5 + 4 + 3 + 3) * BLOCK
+
+
+def test_what_was_produced_after_the_prompt_is_found_too(tmp_path: Path) -> None:
+    with desk(tmp_path, 8) as made:
+        seq = made.announce(0, text(0, 1.5))
+        made.begin(seq)
+        made.prompts[seq] = text(0, 3.25)
+        made.finish(seq)
+        assert made.whole_life(1, text(0, 4)) == 3 * BLOCK
+
+
+def test_a_salt_separates_and_unannounced_sequences_share_nothing(tmp_path: Path) -> None:
+    with desk(tmp_path, 9) as made:
+        made.whole_life(0, text(0, 2.5))
+        assert made.whole_life(1, text(0, 2.5), salt="mine") == 0
+        assert made.whole_life(2, text(0, 2.5), salt="mine") == 2 * BLOCK
+        seq = SeqId(3)
+        made.prompts[seq], made.tokens[seq] = text(60, 2.5), []
+        made.kv.create(seq)
+        made.finish(seq)
+        assert made.whole_life(4, text(60, 2.5)) == 0
+
+
+def test_nothing_is_kept_when_switched_off(tmp_path: Path) -> None:
+    with desk(tmp_path, 8, caching=False) as made:
+        made.whole_life(0, text(0, 3))
+        assert made.vm.ledger.used(Tier.DEVICE) == 0
+        assert made.whole_life(1, text(0, 3)) == 0
+
+
+def test_many_who_arrive_together_compute_their_prefix_once(tmp_path: Path) -> None:
+    with desk(tmp_path, 16) as made:
+        waiting = [made.announce(name, text(0, 4) + text(50 + name, 0.5)) for name in range(5)]
+        running: list[SeqId] = []
+        while waiting or running:
+            running += made.try_to_begin(*waiting)
+            waiting = [seq for seq in waiting if seq not in running]
+            made.run(*running)
+            for seq in [seq for seq in running if made.tokens[seq] == made.prompts[seq]]:
+                made.release(seq)
+                running.remove(seq)
+        assert made.computed_tokens == (4 + 5 * 0.5) * BLOCK
+
+
+def test_who_shares_less_waits_less(tmp_path: Path) -> None:
+    with desk(tmp_path, 16) as made:
+        leader = made.announce(0, text(0, 5))
+        follower = made.announce(1, text(0, 2) + text(50, 1))
+        assert made.try_to_begin(leader, follower) == [leader]
+        made.run(leader)
+        assert made.try_to_begin(follower) == []
+        made.run(leader)
+        assert made.try_to_begin(follower) == [follower]
+        assert made.kv.cached_tokens(follower) == 2 * BLOCK
+
+
+@pytest.mark.parametrize("end", ["abort", "pause", "finish early"])
+def test_nobody_waits_for_a_leader_that_does_not_run(end: str, tmp_path: Path) -> None:
+    with desk(tmp_path, 16) as made:
+        leader, follower = made.announce(0, text(0, 4)), made.announce(1, text(0, 4.5))
+        assert made.try_to_begin(leader, follower) == [leader]
+        made.run(leader)
+        assert made.try_to_begin(follower) == []
+        if end == "pause":
+            made.follow(pauses=(leader,))
+        elif end == "abort":
+            made.release(leader)
+        else:
+            made.kv.truncate(leader, 0)
+            made.release(leader)
+        assert made.try_to_begin(follower) == [follower]
+        made.finish(follower)
+
+
+def test_a_leader_that_lost_its_pages_computes_them_again(tmp_path: Path) -> None:
+    with desk(tmp_path, 16) as made:
+        leader, follower = made.announce(0, text(0, 3)), made.announce(1, text(0, 3.5))
+        made.try_to_begin(leader)
+        made.run(leader)
+        del made.tokens[leader][made.kv.truncate(leader, 0) :]
+        assert made.try_to_begin(follower) == [], "one page is found, the leader will commit the next"
+        made.run_out(leader)
+        assert made.try_to_begin(follower) == [follower]
+        assert made.kv.cached_tokens(follower) == 3 * BLOCK
+
+
+def test_a_sequence_that_never_begins_does_not_hold_others_up(tmp_path: Path) -> None:
+    """A scheduler may ask about the first again and again and have no room for it."""
+    with desk(tmp_path, 16) as made:
+        first, second = made.announce(0, text(0, 4)), made.announce(1, text(0, 4))
+        answers = []
+        for _ in range(5):
+            assert made.kv.match(first).answer is Answer.HIT
+            answers.append(made.kv.match(second).answer)
+            made.follow()
+        assert answers[0] is Answer.IN_FLIGHT
+        assert answers[-1] is Answer.HIT
+
+
+def test_pages_computed_twice_are_kept_once(tmp_path: Path) -> None:
+    with desk(tmp_path, 16) as made:
+        one, two = made.announce(0, text(0, 2.5)), made.announce(1, text(0, 2.5))
+        made.try_to_begin(one)
+        made.kv.pause(one)
+        made.try_to_begin(two)
+        made.kv.resume(one)
+        made.run_out(one)
+        made.run_out(two)
+        made.release(one)
+        assert made.vm.ledger.used(Tier.DEVICE) == 2 + 3
+        made.release(two)
+        assert made.vm.ledger.used(Tier.DEVICE) == 2
+
+
+# Where pages lie
+
+
+def push_down(made: Desk, pages: int) -> None:
+    """Let all kept pages leave the device."""
+    made.kv.vm.make_room(pages, [])
+    assert made.kept(Tier.DEVICE) == []
+
+
+def test_a_prefix_below_comes_to_the_device_while_its_sequence_waits(tmp_path: Path) -> None:
+    with desk(tmp_path, 6, disk=20) as made:
+        made.whole_life(0, text(0, 3.5))
+        push_down(made, 6)
+        seq = made.announce(1, text(0, 3.5))
+        assert made.begin(seq) > 1
+        assert len(made.kept(Tier.DEVICE)) == 3
+        assert made.kv.prefix_stats.hit_tokens[Tier.DEVICE] == 3 * BLOCK
+        made.run(seq)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_idle_pages_leave_for_it(written: bool, tmp_path: Path) -> None:
+    """Those that have a copy below at once, the others once they have been written."""
+    with desk(tmp_path, 6, host=3, disk=20) as made:
+        made.whole_life(0, text(0, 3.5))
+        push_down(made, 6)
+        made.whole_life(1, text(50, 5.5))
+        if written:
+            made.vm.write_behind([made.kept(Tier.DEVICE)])
+            made.vm.finish_transfers()
+        seq = made.announce(2, text(0, 3.5))
+        made.begin(seq)
+        assert all(made.vm.ledger.resident(unit, Tier.DEVICE) for unit in made.kv._table.pages(seq))
+        made.finish(seq)
+
+
+def test_running_pages_do_not_leave_for_it(tmp_path: Path) -> None:
+    """Then it begins at once, and its pages are streamed."""
+    with desk(tmp_path, 4, disk=20) as made:
+        made.whole_life(0, text(0, 3.5))
+        push_down(made, 4)
+        running = made.announce(1, text(50, 3.25))
+        made.begin(running)
+        made.run_out(running)
+        seq = made.announce(2, text(0, 3.5))
+        assert made.begin(seq) == 1
+        assert made.kv.prefix_stats.hit_tokens[Tier.DISK] == 3 * BLOCK
+        made.finish(seq)
+
+
+def test_pages_that_do_not_arrive_hold_nobody_up(tmp_path: Path) -> None:
+    with desk(tmp_path, 6, disk=20) as made:
+        made.whole_life(0, text(0, 3.5))
+        push_down(made, 6)
+        seq = made.announce(1, text(0, 3.5))
+        failing = [True]
+        made.device.fail_when(lambda copy: failing[0] and copy.kind is Kind.READ)
+        made.begin(seq)
+        failing[0] = False
+        made.finish(seq)
+
+
+def test_pages_that_are_computed_sooner_than_read_are_not_found(tmp_path: Path) -> None:
+    with desk(tmp_path, 6, disk=20) as made:
+        made.whole_life(0, text(0, 3.5))
+        push_down(made, 6)
+        made.kv.read_bytes_per_s = 1.0 * LAYOUT.page_bytes
+        made.kv.prefill_tokens_per_s = 2.0 * BLOCK
+        assert made.whole_life(1, text(0, 3.5)) == 0
+        made.kv.prefill_tokens_per_s = 0.5 * BLOCK
+        made.whole_life(2, text(0, 3.5))
+        push_down(made, 6)
+        assert made.whole_life(3, text(0, 3.5)) == 3 * BLOCK
+
+
+def test_a_lost_page_is_no_prefix_any_more(tmp_path: Path) -> None:
+    with desk(tmp_path, 3, disk=20) as made:
+        made.spills = True
+        made.whole_life(0, text(0, 4.5))
+        push_down(made, 3)
+        seq = made.announce(1, text(0, 4.5))
+        made.kv.match(seq)
+        second = made.kv._prefixes._prompts[seq].found[1]
+        failing = [True]
+        where = made.vm._stores[Tier.DISK].places(made.vm.ledger.slot(second, Tier.DISK), 0).place
+        made.device.fail_when(
+            lambda copy: failing[0] and copy.kind is Kind.READ and copy.source.begin == int(where)
+        )
+        made.begin(seq)
+        assert made.run(seq) == {seq: BLOCK}
+        assert len(made.vm.index) == 1
+        failing[0] = False
+        made.finish(seq)
+        assert made.whole_life(2, text(0, 4.5)) == 4 * BLOCK
+
+
+# Room
+
+
+@pytest.mark.parametrize("policy", ["lru", "none"])
+@pytest.mark.parametrize(("host", "disk"), [(0, 0), (2, 0), (0, 3), (2, 3)])
+def test_kept_pages_never_keep_a_sequence_from_running(
+    policy: str, host: int, disk: int, tmp_path: Path
+) -> None:
+    with desk(tmp_path, 4, host, disk, policy=policy) as made:
+        for name in range(12):
+            made.spills = name % 2 == 1
+            made.whole_life(name, text(10 * name, 3.75))
+        assert made.vm.room.reclaimed_pages > 0
+
+
+def test_the_device_alone_is_enough_for_sequences_that_fit(tmp_path: Path) -> None:
+    with desk(tmp_path, 4) as made:
+        seq = made.announce(0, text(0, 4))
+        made.begin(seq)
+        made.run_out(seq)
+        other = made.announce(1, text(50, 1))
+        made.begin(other)
+        with pytest.raises(StorageError, match="in use"):
+            made.run(other)
+
+
+def test_what_was_used_last_is_kept_and_tails_go_first(tmp_path: Path) -> None:
+    with desk(tmp_path, 8) as made:
+        made.whole_life(0, text(0, 3.5))
+        made.whole_life(1, text(50, 3.5))
+        made.whole_life(2, text(0, 3.5))
+        made.whole_life(3, text(100, 3.5))
+        assert made.vm.room.reclaimed_pages == 2
+        assert made.kv._prefixes is not None
+        assert made.whole_life(4, text(50, 1.5)) == BLOCK, "the head of the prefix that was used longest ago"
+        assert made.whole_life(5, text(0, 3.5)) == 3 * BLOCK
+
+
+def test_old_pages_below_go_before_young_ones_on_the_device(tmp_path: Path) -> None:
+    with desk(tmp_path, 4, disk=3) as made:
+        made.whole_life(0, text(0, 3.5))
+        push_down(made, 4)
+        made.whole_life(1, text(50, 3.5))
+        push_down(made, 4)
+        assert made.vm.room.reclaimed_pages == 3
+        assert made.whole_life(2, text(50, 3.5)) == 3 * BLOCK
+
+
+def test_idle_pages_are_written_behind_once_the_device_is_crowded(tmp_path: Path) -> None:
+    with desk(tmp_path, 8, disk=20) as made:
+        made.whole_life(0, text(0, 3.5))
+        made.vm.finish_transfers()
+        assert made.vm.ledger.used(Tier.DISK) == 0
+        seq = made.announce(1, text(50, 4.5))
+        made.begin(seq)
+        made.run_out(seq)
+        made.vm.finish_transfers()
+        assert made.vm.ledger.used(Tier.DISK) == 3, "those that nobody runs"
+
+
+def test_running_pages_come_back_in_the_place_of_idle_ones(tmp_path: Path) -> None:
+    with desk(tmp_path, 6, disk=30) as made:
+        made.spills = True
+        seq = made.announce(0, text(0, 5.25))
+        made.begin(seq)
+        made.run_out(seq)
+        made.prompts[seq] += text(0, 0.75)
+        push = made.announce(1, text(50, 3.5))
+        made.begin(push)
+        made.finish(push)
+        streamed = []
+        for _ in range(3):
+            made.run(seq, count=1)
+            made.vm.finish_transfers()
+            streamed.append(
+                sum(not made.vm.ledger.resident(u, Tier.DEVICE) for u in made.kv._table.pages(seq))
+            )
+        assert streamed[-1] == 0
