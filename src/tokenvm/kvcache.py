@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from tokenvm.arrange import Layout, Reads, lay_out
 from tokenvm.clock import Clock
@@ -11,6 +12,7 @@ from tokenvm.open_pages import OpenPages
 from tokenvm.residency.keys import page_key
 from tokenvm.residency.page_table import PageTable
 from tokenvm.residency.planner import Pages
+from tokenvm.residency.sharing import order_of
 from tokenvm.schedule.plan import Plan
 from tokenvm.staging import Staged, Stream
 from tokenvm.vm import MemoryManager
@@ -45,6 +47,8 @@ class KVCache:
         self._stream = Stream(vm, prefetch_ahead)
         self._layout: Layout | None = None
         self._layout_key: tuple[object, ...] = ()
+        self._order: list[int] = []
+        self._order_key: tuple[object, ...] = ()
         self._unwritten = False
 
     def create(self, seq: SeqId) -> None:
@@ -61,6 +65,18 @@ class KVCache:
     def keys(self, seq: SeqId) -> list[PageKey]:
         """Return the content addresses of the sequence's sealed pages."""
         return self._table.keys(seq)
+
+    def gather(self, plan: Plan) -> Plan:
+        """Return the plan with the spans of sequences that share pages side by side, so that `stage` reads those once.
+
+        All its sequences have begun. The same plan where its order serves already.
+        """
+        key = (self._table.version, *(span.seq for span in plan.spans))
+        if key != self._order_key:
+            self._order = order_of([self._table.pages(span.seq) for span in plan.spans])
+            self._order_key = key
+        spans = tuple(plan.spans[at] for at in self._order)
+        return plan if spans == plan.spans else replace(plan, spans=spans)
 
     @contextmanager
     def stage(self, plan: Plan) -> Iterator[Staged]:

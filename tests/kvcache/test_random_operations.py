@@ -52,7 +52,7 @@ class World:
         self.tokens: dict[SeqId, list[int]] = {}  # committed tokens
         self.next_seq = 0
         self.counts = dict.fromkeys(
-            ("run", "lost", "streamed", "refused", "forked", "truncated", "failed", "stale"), 0
+            ("run", "lost", "streamed", "shared", "refused", "forked", "truncated", "failed", "stale"), 0
         )
 
     @property
@@ -150,6 +150,8 @@ class World:
         plan = self._plan(sequences, longest)
         if not plan.spans:
             return
+        if self.rng.random() < 0.7:
+            plan = self.kv.gather(plan)
         fresh = {span.seq: [self.rng.randrange(1 << 30) for _ in range(span.count)] for span in plan.spans}
         wanted = {seq: self.tokens[seq] + more for seq, more in fresh.items()}
         try:
@@ -190,8 +192,9 @@ class World:
         starts = np.cumsum([0, *(span.count for span in plan.spans)])
         for chunk, parts in staged.rounds(layer):
             for segment, first in zip(chunk.segments.tolist(), chunk.first_page.tolist(), strict=True):
-                seq = plan.spans[int(np.searchsorted(starts, segment[0], side="right")) - 1].seq
-                for index in range(segment[3]):
+                sharers = plan.spans[slice(*np.searchsorted(starts, segment[:2]))]
+                self.counts["shared"] += len(sharers) > 1
+                for seq, index in ((span.seq, at) for span in sharers for at in range(segment[3])):
                     previous, seen[seq] = seen.get(seq, -1), first + index
                     if seq not in staged.lost:
                         assert previous == first + index - 1, "pages out of order"
