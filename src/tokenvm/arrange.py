@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenvm.memory.backend import Program
+from tokenvm.residency.sharing import runs_of
 from tokenvm.schedule.plan import Span
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Answer, SeqId, Tier, UnitId
@@ -20,7 +22,8 @@ class Round:
     """Pages attended in one kernel call. `landed`: how many of the layer's streamed parts it needs, counted from 0.
 
     `segments` int32 [S, 4] and `first_page` int32 [S] are as `kernels.attention.attend` wants them; their page indices
-    count from the layout's first page. `pages` is the range of those indices.
+    count from the layout's first page. `pages` is the range of those indices. A segment holds the rows of all sequences
+    that share its pages.
     """
 
     segments: NDArray[np.int32]
@@ -50,15 +53,24 @@ class Reads:
 
 
 @dataclass(frozen=True, slots=True)
+class Owners:
+    """Whose a page is, and its index in every one of them."""
+
+    seqs: tuple[SeqId, ...]
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """The pages of one step in the order they are attended; the same for every layer.
 
-    `parts` uint64 [layers, P] are addresses of parts, 0 where `streamed` bool [P] says that a page is elsewhere than on
-    the device; `resident` are the units of the others. `tails` int64 [S] says where each span's last page stands.
+    Pages that neighbouring spans have in common stand here once. `parts` uint64 [layers, P] are addresses of parts, 0
+    where `streamed` bool [P] says that a page is elsewhere than on the device; `resident` are the units of the others.
+    `tails` int64 [S] says where each span's last page stands.
     """
 
     units: tuple[UnitId, ...]
-    owners: tuple[tuple[SeqId, int], ...]  # of each page: its sequence and its index in it
+    owners: tuple[Owners, ...]
     tiers: dict[Tier, int]  # how many of the pages are read from each tier
     parts: NDArray[np.uint64]
     streamed: NDArray[np.bool_]
@@ -85,27 +97,24 @@ class _Draft:
     segments: list[tuple[int, int, int, int]] = field(default_factory=list)
     first_pages: list[int] = field(default_factory=list)
     units: list[UnitId] = field(default_factory=list)
-    owners: list[tuple[SeqId, int]] = field(default_factory=list)
+    owners: list[Owners] = field(default_factory=list)
     streamed: list[bool] = field(default_factory=list)
     streams: int = 0
     begun: int = 0  # first page of the round in the making
     waited: int = 0  # streamed parts of the rounds that are done
 
-    def page(self, rows: tuple[int, int], owner: tuple[SeqId, int], unit: UnitId, streamed: bool) -> None:
-        """Add a page of the sequence that owns these rows."""
+    def page(self, rows: tuple[int, int], owners: Owners, unit: UnitId, streamed: bool) -> None:
+        """Add a page that these rows attend; those of one row come in position order."""
         if streamed and self.streams - self.waited >= self.limit:
             self.close_round()
         last = self.segments[-1] if self.segments else None
-        if last and last[:2] == rows and self.first_pages[-1] + last[3] != owner[1]:
-            self.close_round()  # a row stands in one segment of a round
-            last = None
-        if last and last[:2] == rows:
+        if last and last[:2] == rows and self.first_pages[-1] + last[3] == owners.index:
             self.segments[-1] = (*rows, last[2], last[3] + 1)
         else:
             self.segments.append((*rows, len(self.units), 1))
-            self.first_pages.append(owner[1])
+            self.first_pages.append(owners.index)
         self.units.append(unit)
-        self.owners.append(owner)
+        self.owners.append(owners)
         self.streamed.append(streamed)
         self.streams += streamed
 
@@ -122,24 +131,29 @@ class _Draft:
 
 
 def lay_out(
-    spans: Sequence[Span], pages: Sequence[Sequence[UnitId]], vm: MemoryManager, block_tokens: int
+    spans: Sequence[Span], pages: Sequence[list[UnitId]], vm: MemoryManager, block_tokens: int
 ) -> Layout:
-    """Arrange the pages of every span; what is not on the device is streamed from the fastest copy below."""
+    """Arrange the pages of every span; what is not on the device is streamed from the fastest copy below.
+
+    Leading pages that neighbouring spans share are attended by the rows of all of them at once, level by level.
+    """
     draft = _Draft(limit=max(1, vm.ring.slots // 3))
-    tails: list[int] = []
+    tails = np.zeros(len(spans), np.int64)
     tiers = dict.fromkeys(Tier, 0)
     lost: dict[SeqId, int] = {}
-    row = 0
-    for span, sequence_pages in zip(spans, pages, strict=True):
-        for index, unit in enumerate(sequence_pages):
+    borders = [0, *accumulate(span.count for span in spans)]
+    for run in runs_of(pages):
+        rows, seqs = (borders[run.begin], borders[run.end]), tuple(s.seq for s in spans[run.begin : run.end])
+        for index in range(run.first_page, run.first_page + run.page_count):
+            unit = pages[run.begin][index]
             found = vm.ledger.find(unit)
             if found.answer is Answer.MISS:
-                lost.setdefault(span.seq, index * block_tokens)
+                for seq in seqs:
+                    lost.setdefault(seq, index * block_tokens)
                 continue
             tiers[found.tier] += 1
-            draft.page((row, row + span.count), (span.seq, index), unit, found.tier is not Tier.DEVICE)
-        tails.append(len(draft.units) - 1)
-        row += span.count
+            draft.page(rows, Owners(seqs, index), unit, found.tier is not Tier.DEVICE)
+        tails[run.begin : run.end] = len(draft.units) - 1
     draft.close_round()
     streamed = np.array(draft.streamed, np.bool_)
     resident = tuple(unit for unit, out in zip(draft.units, draft.streamed, strict=True) if not out)
@@ -150,7 +164,7 @@ def lay_out(
         parts=_addresses(vm, resident, ~streamed),
         streamed=streamed,
         resident=resident,
-        tails=np.array(tails, np.int64),
+        tails=tails,
         rounds=tuple(draft.rounds),
         reads=Reads.of([unit for unit, out in zip(draft.units, draft.streamed, strict=True) if out], vm),
         lost=lost,

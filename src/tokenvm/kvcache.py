@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from tokenvm.arrange import Layout, Reads, lay_out
 from tokenvm.clock import Clock
 from tokenvm.open_pages import OpenPages
+from tokenvm.residency.sharing import order_of
 from tokenvm.schedule.plan import Plan
 from tokenvm.sequences import Sequences
 from tokenvm.staging import Staged, Stream
@@ -40,7 +42,21 @@ class KVCache(Sequences):
         self._stream = Stream(vm, prefetch_ahead)
         self._layout: Layout | None = None
         self._layout_key: tuple[object, ...] = ()
+        self._order: list[int] = []
+        self._order_key: tuple[object, ...] = ()
         self._unwritten = False
+
+    def gather(self, plan: Plan) -> Plan:
+        """Return the plan with the spans of sequences that share pages side by side, so that `stage` reads those once.
+
+        All its sequences have begun. The same plan where its order serves already.
+        """
+        key = (self._table.version, *(span.seq for span in plan.spans))
+        if key != self._order_key:
+            self._order = order_of([self._table.pages(span.seq) for span in plan.spans])
+            self._order_key = key
+        spans = tuple(plan.spans[at] for at in self._order)
+        return plan if spans == plan.spans else replace(plan, spans=spans)
 
     @contextmanager
     def stage(self, plan: Plan) -> Iterator[Staged]:

@@ -180,7 +180,8 @@ class Staged:
     def _note_lost(self, ordinals: NDArray[np.uint64]) -> None:
         streamed = np.flatnonzero(self._layout.streamed)
         for page in streamed[ordinals.astype(np.int64)].tolist():
-            seq, index = self._layout.owners[page]
-            valid = index * self._block_tokens
-            self.lost[seq] = min(valid, self.lost.get(seq, valid))
+            owners = self._layout.owners[page]
+            valid = owners.index * self._block_tokens
+            for seq in owners.seqs:
+                self.lost[seq] = min(valid, self.lost.get(seq, valid))
             self._vm.lose(self._layout.units[page])

@@ -255,6 +255,8 @@ class World:
         plan = self._plan(sequences, longest)
         if not plan.spans:
             return
+        if self.rng.random() < 0.7:
+            plan = self.kv.gather(plan)
         fresh = {span.seq: self._more(span.seq, span.count) for span in plan.spans}
         wanted = {seq: self.tokens[seq] + more for seq, more in fresh.items()}
         try:
@@ -295,8 +297,9 @@ class World:
         starts = np.cumsum([0, *(span.count for span in plan.spans)])
         for chunk, parts in staged.rounds(layer):
             for segment, first in zip(chunk.segments.tolist(), chunk.first_page.tolist(), strict=True):
-                seq = plan.spans[int(np.searchsorted(starts, segment[0], side="right")) - 1].seq
-                for index in range(segment[3]):
+                sharers = plan.spans[slice(*np.searchsorted(starts, segment[:2]))]
+                self.counts["shared"] += len(sharers) > 1
+                for seq, index in ((span.seq, at) for span in sharers for at in range(segment[3])):
                     previous, seen[seq] = seen.get(seq, -1), first + index
                     if seq not in staged.lost:
                         assert previous == first + index - 1, "pages out of order"

@@ -18,7 +18,7 @@ EXPECTED = (
     "waited",
     "begun",
 )
-EXPECTED += ("begun with a prefix", "paused", "resumed", "reclaimed", "refused")
+EXPECTED += ("begun with a prefix", "paused", "resumed", "reclaimed", "refused", "shared")
 
 
 @pytest.mark.parametrize("disk_pages", [8, 80])

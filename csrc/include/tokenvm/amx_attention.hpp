@@ -14,7 +14,7 @@ namespace {
 // loads from addresses with the same low bits.
 class Products {
  public:
-  Products(const WalkJob& job) : job_(job) {}
+  Products(const WalkJob& job, const Units& units) : job_(job), units_(units) {}
 
   // Either may be null.
   void begin(const Unit* weighed, const Unit* next) {
@@ -22,15 +22,15 @@ class Products {
     group_ = chunk_ = half_ = column_ = 0;
     value_steps_ = weighed == nullptr ? 0 : weighed->tokens() / 32 * (job_.head_dim / 32);
     key_steps_ = next == nullptr ? 0 : next->tokens() / 16;
-    ahead_ = next == nullptr ? PageAhead{nullptr, 0} : share_ahead(job_, *next);
-    lines_ = steps() > 0 ? ahead_.lines / steps() + 1 : ahead_.lines;
+    ahead_ = next == nullptr ? PageAhead() : units_.share_ahead(*next);
+    lines_ = steps() > 0 ? ahead_.lines() / steps() + 1 : ahead_.lines();
   }
 
   std::int64_t steps() const { return value_steps_ + key_steps_; }
 
   // One step; false if all are done.
   bool step() {
-    prefetch();
+    ahead_.bring(lines_);
     asm volatile("" ::: "memory");
     if (value_steps_ > 0)
       value_step();
@@ -43,11 +43,6 @@ class Products {
   }
 
  private:
-  void prefetch() {
-    for (std::int64_t i = 0; i < lines_ && ahead_.lines > 0; ++i, --ahead_.lines, ahead_.data += 64)
-      _mm_prefetch(ahead_.data, _MM_HINT_T1);
-  }
-
   void value_step() {
     const std::int64_t D = job_.head_dim;
     const bf16* values = reinterpret_cast<const bf16*>(weighed_->keys) + job_.tokens * D;
@@ -151,11 +146,12 @@ class Products {
   }
 
   const WalkJob& job_;
+  const Units& units_;
   const Unit* weighed_ = nullptr;
   const Unit* next_ = nullptr;
   std::int64_t group_ = 0, chunk_ = 0, half_ = 0, column_ = 0;
   std::int64_t value_steps_ = 0, key_steps_ = 0;
-  PageAhead ahead_{nullptr, 0};
+  PageAhead ahead_;
   std::int64_t lines_ = 0;
 };
 
@@ -183,14 +179,15 @@ inline void softmax_beside(const Unit& unit, Products& products) {
 
 // One turn of the pipeline for pages of D dimensions and T tokens; false if the units are not of the kind.
 template <int D, int T>
-inline bool turn_fixed(const WalkJob& job, const Unit* weighed, const Unit* current, const Unit* next) {
+inline bool turn_fixed(const WalkJob& job, const Units& units, const Unit* weighed, const Unit* current,
+                       const Unit* next) {
   if (job.head_dim != D || job.tokens != T || job.partial) return false;
   for (const Unit* unit : {weighed, current, next})
     if (unit == nullptr || !unit->whole || unit->scores.rows != kUnitRows) return false;
   const std::int64_t first = weighed->tile * kUnitRows;
   alignas(64) float keep[16], take[16];
   fold_scalars(16, weighed->peak, weighed->mass, job.peak + first, job.mass + first, keep, take);
-  const PageAhead ahead = share_ahead(job, *next);
+  const PageAhead ahead = units.share_ahead(*next);
   FixedStretch<D, T> stretch{.q = next->q,
                              .keys = reinterpret_cast<const bf16*>(next->keys),
                              .next_scores = next->scores.data,
@@ -199,8 +196,8 @@ inline bool turn_fixed(const WalkJob& job, const Unit* weighed, const Unit* curr
                              .acc = job.acc + first * D,
                              .keep = keep,
                              .take = take,
-                             .ahead = ahead.data,
-                             .lines = ahead.lines / kUnitRows};
+                             .ahead = ahead.stretch(),
+                             .lines = ahead.stretch() == nullptr ? 0 : ahead.lines() / kUnitRows};
   softmax_stretch(current->scores, stretch, std::make_index_sequence<16>());
   return true;
 }
@@ -226,14 +223,15 @@ inline void turn(const WalkJob& job, Products& products, const Unit* weighed, co
 inline void walk_tiles(const WalkJob& job) {
   const TileScope tiles;
   Units units(job);
-  Products products(job);
+  Products products(job, units);
   Unit slots[3];
   Unit *weighed = nullptr, *current = nullptr;
   const std::int64_t buffer = kUnitRows * job.tokens;
   for (std::int64_t i = 0;; ++i) {
     Unit* next = units.next(slots[i % 3], job.scores + i % 2 * buffer) ? &slots[i % 3] : nullptr;
     if (next == nullptr && current == nullptr && weighed == nullptr) return;
-    if (!turn_fixed<64, 128>(job, weighed, current, next) && !turn_fixed<64, 64>(job, weighed, current, next))
+    if (!turn_fixed<64, 128>(job, units, weighed, current, next) &&
+        !turn_fixed<64, 64>(job, units, weighed, current, next))
       turn(job, products, weighed, current, next);
     weighed = current, current = next;
   }

@@ -24,26 +24,78 @@ inline const char* keys_of(const WalkJob& job, std::int64_t page) {
   return reinterpret_cast<const char*>(static_cast<std::uintptr_t>(job.parts[page])) + job.head_bytes;
 }
 
-// Lines to bring near.
-struct PageAhead {
-  const char* data;
-  std::int64_t lines;
-};
+// Lines of one head of a page to bring near: those that hold the tokens somebody sees, keys before values.
+class PageAhead {
+ public:
+  PageAhead() = default;
 
-// The share of the page after `unit`'s that is brought near while `unit` waits for its softmax.
-inline PageAhead share_ahead(const WalkJob& job, const Unit& unit) {
-  if (unit.page + 1 >= job.page_count) return {nullptr, 0};
-  const std::int64_t lines = job.tokens * job.head_dim / 16, tiles = ceil_to(job.rows, kUnitRows) / kUnitRows;
-  const std::int64_t share = ceil_to((lines + tiles - 1) / tiles, kUnitRows), from = share * unit.tile;
-  const std::int64_t left = lines - from;
-  if (left <= 0) return {nullptr, 0};
-  return {keys_of(job, unit.page + 1) + 64 * from, share < left ? share : left};
-}
+  // The share `part` of `parts` of them.
+  PageAhead(const WalkJob& job, const Ahead& ahead, std::int64_t part, std::int64_t parts)
+      : head_(ahead.head), pitch_(4 * job.tokens), key_rows_(job.head_dim / 2) {
+    if (head_ == nullptr || ahead.begin >= ahead.end) return;
+    const std::int64_t first = floor_to(ahead.begin, 32), last = ceil_to(ahead.end, 32);
+    whole_ = last - first == job.tokens;
+    key_lines_ = (last - first) / 16;
+    first_ = 4 * first;
+    values_ = 2 * job.head_dim * (job.tokens + first);
+    const std::int64_t lines = 2 * key_rows_ * key_lines_;
+    const std::int64_t share = ceil_to((lines + parts - 1) / parts, kUnitRows), from = share * part;
+    left_ = from >= lines ? 0 : share < lines - from ? share : lines - from;
+    if (left_ > 0) seek(from);
+  }
+
+  std::int64_t lines() const { return left_; }
+
+  // The first of all lines, which lie side by side; null where they do not.
+  const char* stretch() const { return whole_ && left_ > 0 ? line_ : nullptr; }
+
+  void bring(std::int64_t lines) {
+    for (; lines > 0 && left_ > 0; --lines, --left_) {
+      _mm_prefetch(line_, _MM_HINT_T1);
+      line_ += 64;
+      if (--run_ == 0) start_row(row_ + 1, 0);
+    }
+  }
+
+ private:
+  // All lines of values lie side by side, and so do those of one pair of dimensions of keys.
+  void seek(std::int64_t from) {
+    const std::int64_t row = from / key_lines_;
+    if (row < key_rows_) return start_row(row, from % key_lines_);
+    start_row(key_rows_, from - key_rows_ * key_lines_);
+  }
+
+  void start_row(std::int64_t row, std::int64_t line) {
+    row_ = row;
+    line_ = head_ + (row < key_rows_ ? row * pitch_ + first_ : values_) + 64 * line;
+    run_ = row < key_rows_ ? key_lines_ - line : left_;
+  }
+
+  const char* head_ = nullptr;
+  const char* line_ = nullptr;
+  std::int64_t pitch_ = 0, key_rows_ = 0, key_lines_ = 0, first_ = 0, values_ = 0;
+  std::int64_t row_ = 0, run_ = 0, left_ = 0;
+  bool whole_ = false;
+};
 
 // The units of a walk in order: page after page, all tiles of rows of each. What no row sees is left out.
 class Units {
  public:
-  Units(const WalkJob& job) : job_(job), tiles_(ceil_to(job.rows, kUnitRows) / kUnitRows) {}
+  Units(const WalkJob& job) : job_(job), tiles_(ceil_to(job.rows, kUnitRows) / kUnitRows) {
+    for (std::int64_t r = 0; r < job.rows; ++r) {
+      newest_ = job.position[r] > newest_ ? job.position[r] : newest_;
+      oldest_ = job.position[r] < oldest_ ? job.position[r] : oldest_;
+    }
+  }
+
+  // The share of what is read after `unit`'s page that is brought near while `unit` waits for its softmax.
+  PageAhead share_ahead(const Unit& unit) const {
+    if (unit.page + 1 == job_.page_count) return {job_, job_.after, unit.tile, tiles_};
+    const std::int64_t start = job_.start + (unit.page + 1) * job_.tokens;
+    const Ahead next{keys_of(job_, unit.page + 1), seen_tokens(oldest_ - start, job_.window, job_.tokens, false).begin,
+                     seen_tokens(newest_ - start, job_.window, job_.tokens, job_.later).end};
+    return {job_, next, unit.tile, tiles_};
+  }
 
   // Fills `unit`; false at the end.
   bool next(Unit& unit, float* scores) {
@@ -101,6 +153,7 @@ class Units {
   const WalkJob& job_;
   const std::int64_t tiles_;
   std::int64_t page_ = 0, tile_ = 0;
+  std::int64_t newest_ = 0, oldest_ = INT64_MAX;
 };
 
 }  // namespace

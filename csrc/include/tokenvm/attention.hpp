@@ -14,7 +14,8 @@ struct StateView {
   float* mass;
 };
 
-// Rows [row_begin, row_end) of one sequence against the parts [page_begin, page_begin + page_count).
+// Rows [row_begin, row_end) against the parts [page_begin, page_begin + page_count). Rows may be of several sequences
+// that share these pages: what a row sees follows from its own position.
 struct Segment {
   std::int32_t row_begin, row_end, page_begin, page_count;
 };
@@ -26,7 +27,7 @@ struct AttendCall {
   std::int64_t rows, q_heads;
   PartShape shape;
   const Segment* segments;
-  const std::int32_t* first_page;  // index in the sequence of each segment's first page
+  const std::int32_t* first_page;  // index in its sequences of each segment's first page
   std::int64_t segment_count;
   const std::uint64_t* parts;
   std::int64_t part_count;
@@ -36,9 +37,9 @@ struct AttendCall {
   std::int64_t group() const { return q_heads / shape.kv_heads; }
 };
 
-// Folds the pages of every segment into the state. Token t is visible to a row at position p iff t <= p and,
-// with a window, t > p - window; a quantised part shows itself only to rows of later pages. Throws std::invalid_argument on ranges outside the arrays or a row named by
-// two segments.
+// Folds the pages of every segment into the state, each row's in the order of the segments. Token t is visible to a
+// row at position p iff t <= p and, with a window, t > p - window; a quantised part shows itself only to rows of later
+// pages. Throws std::invalid_argument on ranges outside the arrays, or where a row's pages do not ascend.
 void attend(const AttendCall& call);
 
 }  // namespace tokenvm

@@ -56,8 +56,8 @@ inline const std::int64_t* places_of(const AttendCall& call, const Tile& tile) {
 // One task's rows. Only one object at a time on a thread: they share its workspace.
 class Query {
  public:
-  Query(const AttendCall& call, const Kernels& table, const Tile& tile)
-      : call_(call), table_(table), tile_(tile), rows_(tile.rows(call)), tiled_(wants_tiles(call, table)) {
+  Query(const AttendCall& call, const Kernels& table, const Tile& tile, const Ahead& after)
+      : call_(call), table_(table), tile_(tile), after_(after), rows_(tile.rows(call)), tiled_(wants_tiles(call, table)) {
     places_ = places_of(call, tile);
     const auto padded = static_cast<std::size_t>(ceil_to(rows_, 16)), D = static_cast<std::size_t>(call.shape.head_dim);
     Workspace& space = workspace();
@@ -162,6 +162,7 @@ class Query {
             .parts = parts,
             .head_bytes = head_bytes,
             .page_count = count,
+            .after = raw() ? after_ : Ahead{},
             .scores = scores_,
             .page_acc = page_acc_,
             .acc = out.acc,
@@ -193,7 +194,7 @@ class Query {
                       .end = end_,
                       .keys = head.keys,
                       .values = head.values,
-                      .ahead = head_of(page + 1 == segment().page_count ? page : page + 1),
+                      .ahead = head_after(page),
                       .head_dim = shape.head_dim,
                       .tokens = shape.tokens,
                       .scale = call_.scale,
@@ -202,6 +203,12 @@ class Query {
                       .peak = peak,
                       .mass = mass};
     shape.narrow ? table_.attend_bf16(job) : table_.attend_fp32(job);
+  }
+
+  // What is read after page `page` of the segment.
+  const char* head_after(std::int64_t page) const {
+    if (page + 1 < segment().page_count) return head_of(page + 1);
+    return after_.head != nullptr ? after_.head : head_of(page);
   }
 
   const std::uint64_t* parts() const { return call_.parts + segment().page_begin; }
@@ -243,6 +250,7 @@ class Query {
   const AttendCall& call_;
   const Kernels& table_;
   const Tile tile_;
+  const Ahead after_;
   const std::int64_t rows_;
   const bool tiled_;
   const std::int64_t* places_ = nullptr;

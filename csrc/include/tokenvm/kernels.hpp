@@ -47,6 +47,12 @@ struct PageJob {
   float* mass;    // out, [rows]
 };
 
+// Tokens of one head of a page that somebody reads soon; no head: nothing to bring near. Only ever a hint.
+struct Ahead {
+  const char* head = nullptr;
+  std::int64_t begin = 0, end = 0;  // tokens
+};
+
 // Some query rows (row, head) against one kv head of consecutive pages of a sequence, bf16. head_dim and tokens
 // are multiples of 32.
 struct WalkJob {
@@ -60,6 +66,7 @@ struct WalkJob {
   const std::uint64_t* parts;  // addresses of the pages' parts
   std::int64_t head_bytes;     // from a part to the head's keys; the values follow those
   std::int64_t page_count;
+  Ahead after;      // raw, what is read after the last page
   float* scores;    // scratch, [2][16][tokens], 64-byte aligned
   float* page_acc;  // scratch, [16][head_dim]
   // In position order the pages are folded into the rows' states acc [rows][head_dim], peak and mass [rows].

@@ -28,14 +28,14 @@ def attend(
     """Fold pages into the state of every row, in place.
 
     q: [M, Hq, D] in the geometry's dtype; positions: int64 [M]. segments: int32 [S, 4] of (row_begin,
-    row_end, page_begin, page_count): rows of one sequence against a run of its pages; a row stands in at
-    most one segment of a call. first_page: int32 [S], the index in its sequence of a segment's first page.
-    parts: uint64 [P], addresses.
+    row_end, page_begin, page_count): rows of one sequence, or of several that share these pages, against them.
+    first_page: int32 [S], the index in its sequences of a segment's first page. Segments that name the same row
+    come in ascending page order. parts: uint64 [P], addresses.
 
     Token t is visible to a row at position p iff t <= p and, with a window, t > p - window. In a lossy format
     parts are quantised and show themselves only to rows of later pages: t < p - p % block_tokens. Query head h
     uses kv head h // (Hq / Hkv). Calls for a row come in ascending page position; then how pages are split
-    over calls changes no bit. Raises ValueError if a range does not lie in its array.
+    over calls changes no bit. Raises ValueError if a range does not lie in its array, or pages do not ascend.
     """
     check_attend(state, q, segments, geometry, scale, window)
     rows, q_heads, head_dim = q.shape
