@@ -38,7 +38,7 @@ def finish(engine: Engine, seq: int) -> list[int]:
 def computed() -> tuple[Pages, list[int]]:
     """The prompt's sealed pages and what follows it."""
     with running(MODEL, Path("unused")) as engine:
-        seq = engine.add(Request("r", PROMPT, greedy(TOKENS)))
+        (seq,) = engine.add(Request("r", PROMPT, greedy(TOKENS)))
         while not engine.step().choices:
             pass
         pages = computed_pages(engine, seq)

@@ -69,7 +69,7 @@ def add_seeded(engine: Engine, request: Request, pages: Pages) -> SeqId:
 
     Returns its sequence. The engine goes on as if it had computed the pages itself.
     """
-    seq = engine.add(request)
+    (seq,) = engine.add(request)
     kvcache = engine.kvcache
     block = kvcache.block_tokens
     kvcache.create(seq)

@@ -171,7 +171,7 @@ def made_pages(subject: Subject, context: int, computed: bool) -> Pages:
         return random_pages(geometry, subject.model.spec.layers)
     ids = subject.text_ids(context)
     with subject.turn(), subject.engine(Paging(), len(ids) + 2) as engine:
-        seq = engine.add(request(ids, 2))
+        (seq,) = engine.add(request(ids, 2))
         read_prompt(engine)
         return computed_pages(engine, seq)
 

@@ -50,6 +50,7 @@ class Settings:
     threads: int | None = None
     seed: int = 0
     poison: bool = False
+    enable_prefix_caching: bool = True
 
 
 def needs_of(model: LoadedModel, settings: Settings) -> tuple[Needs, PartGeometry]:

@@ -86,7 +86,7 @@ class Scheduler:
         room = self.limits.max_model_len - len(request.prompt_token_ids)
         seq = SeqId(self._next)
         self._next += 1
-        sequence = Sequence(seq, request, min(request.params.max_tokens, room))
+        sequence = Sequence(seq, request, request.params.most_tokens(room))
         self._refuse_oversized(sequence)
         self._waiting[seq] = sequence
         self._live.add(request.request_id)
@@ -217,6 +217,7 @@ class Scheduler:
                     f"token id {token!r} is not in the vocabulary: ids are whole numbers from 0 to "
                     f"{limits.vocab_size - 1}"
                 )
+        request.params.refuse_unknown(limits.vocab_size)
         if len(ids) >= limits.max_model_len:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens and the model allows {limits.max_model_len} with at least one "
