@@ -72,7 +72,7 @@ def cuts(draw_: st.DrawFn) -> SamplingParams:
 
 
 @given(cuts(), st.integers(0, 50), st.sampled_from([0, 1, 3]), st.sampled_from([5, 300, 2048, VOCAB]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_draws_stay_within_the_cut_and_reach_its_ends(
     params: SamplingParams, seed: int, steps: int, vocab: int
 ) -> None:
@@ -88,7 +88,7 @@ def test_draws_stay_within_the_cut_and_reach_its_ends(
 
 
 @given(cuts(), st.floats(0, 1, exclude_max=True), st.integers(0, 20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_draw_inverts_the_distribution_that_is_left(
     params: SamplingParams, place: float, seed: int
 ) -> None:
@@ -132,7 +132,6 @@ def test_greedy_takes_the_first_of_equal_maxima() -> None:
 
 
 @given(st.integers(0, 30), st.sampled_from([0, 1, 2]), st.sampled_from([3, 600, 2048, VOCAB, 8192]))
-@settings(deadline=None)
 def test_the_largest_are_those_of_a_full_sort(seed: int, steps: int, vocab: int) -> None:
     row = row_of(seed, vocab, steps=steps)
     whole = np.argsort(-row, kind="stable").tolist()
@@ -258,7 +257,7 @@ def members(draw_: st.DrawFn) -> tuple[Logits, SamplingParams, int, tuple[int, .
 
 
 @given(st.lists(members(), min_size=1, max_size=9), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_row_says_the_same_alone_and_in_any_batch(batch: list[Any], order: Any) -> None:
     def say(some: list[Any]) -> list[str]:
         rows = [state(params, seed, said, prompt=(4, 5)) for _, params, seed, said in some]

@@ -52,16 +52,25 @@ def describe(row: Row, token: int, wanted: int | None) -> Choice:
 
 def largest(row: Row, count: int) -> Ids:
     """Return the indices of the `count` largest, or of all if there are fewer: best first, equal ones ascending."""
-    if count <= 0:
+    if count == 0:
         return np.empty(0, dtype=np.int64)
-    if count >= row.size:
-        return ordered(row, np.arange(row.size))
-    return ordered(row, np.flatnonzero(row >= _bound(row, count)))[:count]
+    ids = np.flatnonzero(row >= _bound(row, count)) if count < row.size else np.arange(row.size)
+    return ids[np.argsort(-row[ids], kind="stable")][:count]
 
 
-def ordered(row: Row, ids: Ids) -> Ids:
-    """Sort ascending `ids` by their values: best first, equal ones ascending."""
-    return ids[np.argsort(-row[ids], kind="stable")]
+def largest_values(row: Row, count: int) -> Row:
+    """Return the values of the `count` > 0 largest, or of all if there are fewer, descending."""
+    return at_least(row, _bound(row, count))[:count] if count < row.size else descending(row)
+
+
+def at_least(row: Row, bound: np.float32) -> Row:
+    """Return the values that are not below `bound`, descending."""
+    return descending(row[np.flatnonzero(row >= bound)])  # a third of the time of a mask
+
+
+def descending(values: Row) -> Row:
+    """Return them sorted, the largest first."""
+    return np.sort(values)[::-1]
 
 
 def _bound(row: Row, count: int) -> np.float32:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenvm.engine.sampling.choice import Ids, Row, largest, ordered
+from tokenvm.engine.sampling.choice import Row, at_least, descending, largest_values
 from tokenvm.schedule.sampling_params import SamplingParams
 
 Weights = NDArray[np.float64]
@@ -42,58 +42,62 @@ def uniform(seed: int, answer: int, index: int) -> float:
 def draw(row: Row, params: SamplingParams, place: float) -> int:
     """Draw from softmax(row / temperature), cut by min_p, then top_k, then top_p, at `place` in [0, 1).
 
-    A cut row is walked from its best token down, a whole one by ascending id. The best token is never cut off.
+    A cut row is walked from its best token down, equal ones by ascending id; a whole one by ascending id. The best
+    token is never cut off. Only values are sorted: which token a value belongs to is asked once.
     """
     peak = float(row.max())
     if not math.isfinite(peak):
         return int(row.argmax())
-    ids, total = _kept(row, peak, params)
-    if ids is None:
+    if not (params.min_p > 0.0 or params.top_p < 1.0 or 0 < params.top_k < row.size):
         return _from_whole(_weights(row, peak, params.temperature), place)
-    edges = np.cumsum(_exact(row[ids], peak, params.temperature))
+    values, total = _kept(row, peak, params)
+    edges = np.cumsum(_exact(values, peak, params.temperature))
     if params.top_p < 1.0:
         within = np.searchsorted(edges, params.top_p * (total or edges[-1]), side="left")
         edges = edges[: int(within) + 1]
-    return int(ids[_reach(edges, place * float(edges[-1]))])
+    return _token(row, values, _reach(edges, place * float(edges[-1])))
 
 
-def _kept(row: Row, peak: float, params: SamplingParams) -> tuple[Ids | None, float]:
-    """Return what min_p and top_k leave, best first (None: all) and the weight that top_p is a share of (0: theirs).
+def _kept(row: Row, peak: float, params: SamplingParams) -> tuple[Row, float]:
+    """Return the logits that min_p and top_k leave, descending, and the weight that top_p is a share of (0: theirs).
 
-    Where top_p alone cuts, only as many of the best are returned as surely reach it.
+    Where top_p alone cuts, only as many are returned as surely reach it.
     """
-    limited = 0 < params.top_k < row.size
     if params.min_p > 0.0:
-        ids = _likely(row, peak, params)
-        return (ids[: params.top_k] if limited else ids), 0.0
-    if limited:
-        return largest(row, params.top_k), 0.0
-    if params.top_p < 1.0:
-        return _nucleus(row, peak, params)
-    return None, 0.0
+        values = _likely(row, peak, params)
+        return (values[: params.top_k] if params.top_k > 0 else values), 0.0
+    if 0 < params.top_k < row.size:
+        return largest_values(row, params.top_k), 0.0
+    return _nucleus(row, peak, params)
 
 
-def _likely(row: Row, peak: float, params: SamplingParams) -> Ids:
-    """Return the tokens at least `min_p` times as likely as the best one, best first."""
+def _likely(row: Row, peak: float, params: SamplingParams) -> Row:
+    """Return the logits of tokens at least `min_p` times as likely as the best one, descending."""
     edge = np.float32(peak + params.temperature * math.log(params.min_p))
-    near = np.flatnonzero(row >= np.nextafter(edge, np.float32(-np.inf)))
-    ids = ordered(row, near)
-    return ids[_exact(row[ids], peak, params.temperature) >= params.min_p]
+    values = at_least(row, np.nextafter(edge, np.float32(-np.inf)))
+    return values[_exact(values, peak, params.temperature) >= params.min_p]
 
 
-def _nucleus(row: Row, peak: float, params: SamplingParams) -> tuple[Ids, float]:
-    """Return enough of the best tokens to reach `top_p`, and the weight of all tokens.
+def _nucleus(row: Row, peak: float, params: SamplingParams) -> tuple[Row, float]:
+    """Return enough of the largest logits to reach `top_p`, descending, and the weight of all tokens.
 
     Tokens below (1 - top_p) / vocab cannot be needed, since all of them together weigh less than what may be left
     out: so never more than the others are sorted.
     """
     weights = _weights(row, peak, params.temperature)
     total = float(_sums(weights).sum())
-    few = largest(row, _FEW)
-    if _exact(row[few], peak, params.temperature).sum() >= params.top_p * total:
+    few = largest_values(row, _FEW)
+    if _exact(few, peak, params.temperature).sum() >= params.top_p * total:
         return few, total
     least = 0.5 * (1.0 - params.top_p) / row.size * total
-    return ordered(row, np.flatnonzero(weights >= np.float32(least))), total
+    return descending(row[np.flatnonzero(weights >= np.float32(least))]), total
+
+
+def _token(row: Row, values: Row, at: int) -> int:
+    """Return the token behind the `at`-th of the largest values, equal ones by ascending id."""
+    value = values[at]
+    same = np.flatnonzero(row == value)
+    return int(same[at - int(np.count_nonzero(values > value))])
 
 
 def _from_whole(weights: Row, place: float) -> int:
