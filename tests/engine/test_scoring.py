@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,12 +11,10 @@ from fixtures_engine import greedy, prompt, running, speak, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenvm.engine.engine import Engine
 from tokenvm.engine.sampling.choice import Choice
 from tokenvm.engine.sampling.scoring import LogitRows, score
 from tokenvm.schedule.plan import Plan, Span
 from tokenvm.schedule.request import Request
-from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.vocab import SeqId
 
 SPANS = st.lists(st.tuples(st.integers(1, 5), st.booleans(), st.booleans()), max_size=6)
@@ -49,41 +44,22 @@ def test_a_row_tells_of_the_next_token_of_the_prompt(start: int, rows: int, firs
         assert choice.logprob == pytest.approx(float(row[choice.token] - np.log(np.exp(row).sum())), abs=1e-5)
 
 
-@contextmanager
-def scoring(engine: Engine, request_id: str) -> Iterator[None]:
-    """The scheduler marks the spans of one request's prompt."""
-    scheduler, plan = engine.scheduler, engine.scheduler.plan
-
-    def marked() -> Plan:
-        made = plan()
-        spans = []
-        for span in made.spans:
-            sequence = scheduler.sequence(span.seq)
-            scores = sequence.request.request_id == request_id and span.start < sequence.prompt_tokens
-            spans.append(replace(span, scores=scores))
-        return replace(made, spans=tuple(spans))
-
-    with patch.object(scheduler, "plan", marked):
-        yield
-
-
 @pytest.mark.parametrize("pages", [None, 4])
 def test_an_engine_tells_what_prompts_cut_short_would_say(pages: int | None, tmp_path: Path) -> None:
     """By the row law to the bit, in chunks, in a batch and with pages on disk."""
     model, ids = tiny_model(), prompt(75)
-    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=2, prompt_logprobs=3)
+    params = replace(greedy(3), prompt_logprobs=3)
     with running(model, tmp_path, device_pages=pages, max_tokens_per_forward=23) as engine:
         (seq,) = engine.add(Request("scored", ids, params))
-        engine.add(Request("other", prompt(40), params))
+        engine.add(Request("other", prompt(40), greedy(3)))
         told: list[Choice] = []
-        with scoring(engine, "scored"):
-            while engine.has_work:
-                result = engine.step()
-                assert set(result.scores) <= {seq}
-                if seq in result.scores:
-                    assert result.scores[seq].first == len(told) + 1
-                    told += result.scores[seq].choices
-            assert (engine.stats()["streamed_pages"] > 0) == (pages is not None)
+        while engine.has_work:
+            result = engine.step()
+            assert set(result.scores) <= {seq}
+            if seq in result.scores:
+                assert result.scores[seq].first == len(told) + 1
+                told += result.scores[seq].choices
+        assert (engine.stats()["streamed_pages"] > 0) == (pages is not None)
     assert [choice.token for choice in told] == list(ids[1:])
     with running(model, tmp_path) as engine:
         for at in (1, 15, 16, 17, 40, 74):
@@ -94,6 +70,5 @@ def test_an_engine_tells_what_prompts_cut_short_would_say(pages: int | None, tmp
 def test_scoring_changes_no_token(tmp_path: Path) -> None:
     model, prompts = tiny_model(), [prompt(75), prompt(40)]
     with running(model, tmp_path, max_tokens_per_forward=23) as engine:
-        alone = speak(engine, prompts, 4)
-        with scoring(engine, "prompt-0"):
-            assert speak(engine, prompts, 4) == alone
+        alone = speak(engine, prompts, params=greedy(4))
+        assert speak(engine, prompts, params=replace(greedy(4), prompt_logprobs=0)) == alone

@@ -9,10 +9,11 @@ from random import Random
 import hypothesis.strategies as st
 from hypothesis import Phase, given, settings
 
+from tokenvm.schedule.limits import Limits
 from tokenvm.schedule.plan import FinishedEvent, Plan, TokenEvent
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
-from tokenvm.schedule.scheduler import Limits, Scheduler
+from tokenvm.schedule.scheduler import Scheduler
 from tokenvm.vocab import SeqId
 
 VOCAB = 50
@@ -45,7 +46,7 @@ class Stepper:
 
     def add(self, prompt: int, max_tokens: int) -> SeqId:
         params = SamplingParams(max_tokens=max_tokens)
-        seq = self.scheduler.add(Request(f"r{len(self.tokens)}", tuple(range(prompt)), params))
+        (seq,) = self.scheduler.add(Request(f"r{len(self.tokens)}", tuple(range(prompt)), params))
         self.tokens[seq] = list(range(prompt))
         self.wanted[seq] = min(max_tokens, self.limits.max_model_len - prompt)
         self.produced[seq] = []
@@ -161,6 +162,7 @@ def legal_limits(draw: st.DrawFn) -> Limits:
         lower_pages=draw(st.sampled_from([0, fits_any_request])),
         vocab_size=VOCAB,
         eos_token_ids=frozenset({EOS}),
+        lookahead=False,
     )
 
 

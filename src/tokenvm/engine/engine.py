@@ -70,13 +70,13 @@ class Engine:
             RequestError: it can never run. StorageError: its pages have no space on disk. Nothing is kept then.
         """
         self._refuse_closed()
-        seq = self.scheduler.add(request)
+        seqs = self.scheduler.add(request)
         try:
             self.kvcache.reserve(self.scheduler.most_pages)
         except Exception:
             self.abort(request.request_id)
             raise
-        return (seq,)
+        return seqs
 
     def step(self) -> StepResult:
         """Compute one step for every sequence that runs: plan, stage, run, sample, commit.

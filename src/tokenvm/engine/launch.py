@@ -30,7 +30,8 @@ from tokenvm.memory.tier import NullStore, TierStore
 from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.open_pages import OpenPages, passing_bytes
 from tokenvm.residency.policy.registry import make_policy
-from tokenvm.schedule.scheduler import Limits, Scheduler
+from tokenvm.schedule.limits import Limits
+from tokenvm.schedule.scheduler import Scheduler
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Tier
 
@@ -50,6 +51,7 @@ class Settings:
     threads: int | None = None
     seed: int = 0
     poison: bool = False
+    lookahead: bool = False
     enable_prefix_caching: bool = True
 
 
@@ -192,6 +194,7 @@ def _assemble(
             eos_token_ids=frozenset(model.spec.eos_token_ids),
             open_slots=1 + raw_slots(vm.layout, geometry),
             lower_pages=lower,
+            lookahead=settings.lookahead,
         )
     )
     runner = Runner(model, geometry, limits.max_tokens_per_forward, limits.max_model_len)

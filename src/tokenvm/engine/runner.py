@@ -22,14 +22,14 @@ Tap = Callable[[Plan, torch.Tensor], None]
 def workspace_bytes(spec: ModelSpec, rows: int, dtype: torch.dtype, sequences: int, pages_each: int) -> int:
     """Return what a step of `rows` tokens needs beside weights and pages, the kernels' scratch included.
 
-    As many rows may score as sequences may sample: each has logits.
+    No more rows have logits than sequences may run.
     """
     heads = spec.attention
     state_bytes = heads.q_heads * (heads.head_dim + 2) * 4
     per_row = Activations.bytes_per_row(spec, dtype) + state_bytes
     per_row += (heads.out_columns + spec.mlp.intermediate) * dtype.itemsize
     partials = sequences * pages_each * state_bytes
-    tables = spec.max_model_len * heads.head_dim * 4 + 2 * sequences * spec.vocab_size * 4
+    tables = spec.max_model_len * heads.head_dim * 4 + sequences * spec.vocab_size * 4
     return rows * per_row + partials + tables
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from tokenvm.vocab import SeqId
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True, unsafe_hash=True
+)  # never written to; frozen, it would take three times as long to make
 class Span:
     """Tokens [start, start + count) of one sequence run in this step; `samples` if the last one yields a token.
 

@@ -41,7 +41,7 @@ class Sequence:
 
     Invariant: computed <= len(tokens). `most_pages`: what it may come to own. `begun`: it has run, or its pages were
     filled from elsewhere. `oversize`: alone it takes more than the device, so it streams. `found`: the leading pages
-    that existed when they were last asked for.
+    that existed when they were last asked for. `path`: the names of the prompt's pages, once they are needed.
     """
 
     seq: SeqId
@@ -55,6 +55,7 @@ class Sequence:
     begun: bool = False
     oversize: bool = False
     found: int = 0
+    path: tuple[int, ...] = ()
     prompt_tokens: int = 0
 
     def __post_init__(self) -> None:
