@@ -2,106 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from tokenvm.engine.sampler import Choice
+from tokenvm.engine.sampling.choice import Choice
+from tokenvm.engine.sampling.scoring import Scores
 from tokenvm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
 from tokenvm.schedule.plan import Event, TokenEvent
 from tokenvm.schedule.request import Request
+from tokenvm.schedule.sampling_params import SamplingParams
+from tokenvm.stop_strings import StopStrings
 from tokenvm.tokenizer import IncrementalDetokenizer, Tokenizer
 from tokenvm.vocab import SeqId
 
 
 class Collector:
-    """Gathers one request's output. `output.text` never holds a stop string."""
+    """Gathers one request's output.
 
-    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer) -> None:
-        self.output = RequestOutput(
-            request.request_id, prompt, list(request.prompt_token_ids), [CompletionOutput(index=0)]
-        )
+    `ends` are the model's end tokens: like `stop_token_ids`, they end a text without being part of it. With `streams`
+    off, no chunks are kept.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        prompt: str | None,
+        tokenizer: Tokenizer,
+        ends: Collection[int] = (),
+        *,
+        streams: bool = True,
+    ) -> None:
+        params = request.params
+        silent = frozenset() if params.include_stop_str_in_output else _stop_tokens(params, ends)
+        self._answers = [_Answer(index, params, tokenizer, silent) for index in range(params.n)]
+        outputs = [answer.output for answer in self._answers]
+        self.output = RequestOutput(request.request_id, prompt, list(request.prompt_token_ids), outputs)
+        if params.prompt_logprobs is not None:
+            self.output.prompt_logprobs = [None]
+        self._places: dict[SeqId, int] = {}
         self._request = request
         self._tokenizer = tokenizer
-        self._detokenizer = IncrementalDetokenizer(tokenizer, request.params.skip_special_tokens)
-        self._first_s = 0.0
-        self._text = ""  # everything detokenised, stop strings included
-        self._given = 0  # characters of output.text that were streamed
+        self._streams = streams
         self._chunks: list[StreamChunk] = []
-        if request.params.logprobs is not None:
-            self._completion.logprobs = []
-            self._completion.cumulative_logprob = 0.0
+        self._queue_s: float | None = None
+        self._ttft_s: float | None = None
+        self._cached_tokens = 0
+
+    def name(self, seqs: Sequence[SeqId]) -> None:
+        """Learn the numbers of the request's sequences, in order; must come first where there are several."""
+        assert len(seqs) == len(self._answers), "one sequence for each answer"
+        self._places = {seq: index for index, seq in enumerate(seqs)}
 
     @property
-    def _completion(self) -> CompletionOutput:
-        return self.output.outputs[0]
+    def seqs(self) -> tuple[SeqId, ...]:
+        """The request's sequences, as far as it was told."""
+        return tuple(self._places)
+
+    def begin(self, seq: SeqId, cached_tokens: int, now_s: float) -> None:
+        """Hear that a sequence took part in a step for the first time, with so much of its prompt cached."""
+        if self._queue_s is None:
+            self._queue_s = now_s - self._request.arrival_s
+        if self._index(seq) == 0:
+            self._cached_tokens = cached_tokens
+
+    def score(self, scores: Scores) -> None:
+        """Take in how likely some of the prompt's tokens were; what is known already is passed over."""
+        known = self.output.prompt_logprobs
+        if known is not None:
+            assert scores.first <= len(known), "prompts are scored from their start"
+            known += [self._logprobs(choice) for choice in scores.choices[len(known) - scores.first :]]
 
     def hear(self, event: Event, choices: Mapping[SeqId, Choice], now_s: float) -> bool:
         """Take in an event; return whether a stop string ended the text and the sequence has to be stopped."""
+        answer = self._answers[self._index(event.seq)]
+        if answer.finished:
+            return False
         if isinstance(event, TokenEvent):
-            return self._token(event, choices[event.seq], now_s)
-        if not self.output.finished:
-            self._completion.stop_reason = event.stop_token
-            self._finish(event.reason, now_s)
+            return self._token(answer, event, choices[event.seq], now_s)
+        if event.stop_token in (self._request.params.stop_token_ids or ()):
+            answer.output.stop_reason = event.stop_token
+        self._finish(answer, event.reason, now_s)
         return False
 
     def drain(self) -> list[StreamChunk]:
         """Return what has come since last asked."""
+        for answer in self._answers:
+            answer.join()
         chunks, self._chunks = self._chunks, []
         return chunks
 
-    def _token(self, event: TokenEvent, choice: Choice, now_s: float) -> bool:
-        if event.index == 0:
-            self._first_s = now_s
-        completion = self._completion
-        completion.token_ids.append(event.token)
-        if completion.logprobs is not None:
-            completion.logprobs.append(self._logprobs(choice))
-            completion.cumulative_logprob = (completion.cumulative_logprob or 0.0) + choice.logprob
-        self._text += self._detokenizer.push(event.token)
-        stopped = self._find_stop()
-        completion.text = self._text if stopped is None else self._text[: stopped[0]]
-        if stopped is not None:
-            completion.stop_reason = stopped[1]
-            self._finish("stop", now_s)
-        else:
-            self._give(event.token, None)
-        return stopped is not None
+    def _index(self, seq: SeqId) -> int:
+        return self._places[seq] if self._places else 0
 
-    def _finish(self, reason: str, now_s: float) -> None:
-        completion = self._completion
-        if completion.stop_reason is None or isinstance(completion.stop_reason, int):
-            self._text += self._detokenizer.finish()
-            completion.text = self._text
-        completion.finish_reason = reason
-        self.output.finished = True
-        started_s = self._request.arrival_s
-        self.output.metrics = RequestMetrics(self._first_s - started_s, now_s - started_s)
-        self._give(completion.token_ids[-1] if completion.token_ids else 0, reason)
+    def _token(self, answer: _Answer, event: TokenEvent, choice: Choice, now_s: float) -> bool:
+        if self._ttft_s is None:
+            self._ttft_s = now_s - self._request.arrival_s
+        output = answer.output
+        if output.logprobs is not None:
+            output.logprobs.append(self._logprobs(choice))
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + choice.logprob
+        fresh = answer.push(event.token, event.index)
+        if answer.stop is not None:
+            output.stop_reason = answer.stop
+            self._finish(answer, "stop", now_s, fresh)
+        elif fresh:
+            self._give(answer, fresh)
+        return answer.stop is not None
 
-    def _give(self, token: int, reason: str | None) -> None:
-        """Stream what cannot become part of a stop string any more."""
-        text = self._completion.text
-        safe = len(text) if reason else len(text) - self._held_back(text)
-        fresh = text[self._given : safe]
-        if reason or fresh:
-            self._chunks.append(StreamChunk(fresh, token, reason, self.output))
-            self._given = max(self._given, safe)
+    def _finish(self, answer: _Answer, reason: str, now_s: float, fresh: str = "") -> None:
+        fresh += answer.finish(reason)
+        if all(one.finished for one in self._answers):
+            passed_s = now_s - self._request.arrival_s
+            ttft_s = 0.0 if self._ttft_s is None else self._ttft_s
+            queue_s = ttft_s if self._queue_s is None else self._queue_s
+            self.output.metrics = RequestMetrics(ttft_s, passed_s, self._cached_tokens, queue_s)
+            self.output.finished = True
+        self._give(answer, fresh)
 
-    def _held_back(self, text: str) -> int:
-        """Return the length of the longest end of `text` that begins a stop string."""
-        ends = (
-            size
-            for stop in self._request.params.stop_strings
-            for size in range(min(len(stop) - 1, len(text)), 0, -1)
-            if text.endswith(stop[:size])
-        )
-        return max(ends, default=0)
-
-    def _find_stop(self) -> tuple[int, str] | None:
-        """Return where the first stop string begins, and which it is."""
-        found = [
-            (at, stop) for stop in self._request.params.stop_strings if (at := self._text.find(stop)) >= 0
-        ]
-        return min(found, default=None)
+    def _give(self, answer: _Answer, fresh: str) -> None:
+        if self._streams:
+            output = answer.output
+            token = output.token_ids[-1] if output.token_ids else 0
+            self._chunks.append(StreamChunk(fresh, token, output.finish_reason, self.output, output.index))
 
     def _logprobs(self, choice: Choice) -> dict[int, Logprob]:
         ranked = {token: (value, rank) for rank, (token, value) in enumerate(choice.best, start=1)}
@@ -110,3 +131,59 @@ class Collector:
             token: Logprob(value, rank, self._tokenizer.token_text(token))
             for token, (value, rank) in ranked.items()
         }
+
+
+class _Answer:
+    """One sequence's tokens and text; `stop` is the stop string that ended it, if one did."""
+
+    def __init__(
+        self, index: int, params: SamplingParams, tokenizer: Tokenizer, silent: Collection[int]
+    ) -> None:
+        self.output = CompletionOutput(index)
+        if params.logprobs is not None:
+            self.output.logprobs = []
+            self.output.cumulative_logprob = 0.0
+        self._silent = silent
+        self._min_tokens = params.min_tokens
+        self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
+        self._stops = StopStrings(params.stop_strings, params.include_stop_str_in_output)
+        self._pieces: list[str] = []  # of the text, behind output.text
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more comes."""
+        return self.output.finish_reason is not None
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that was found."""
+        return self._stops.found
+
+    def push(self, token: int, index: int) -> str:
+        """Add the `index`-th token and return what it adds to the text for sure."""
+        self.output.token_ids.append(token)
+        if token in self._silent:
+            return ""
+        return self._add(self._stops.push(self._detokenizer.push(token), counts=index >= self._min_tokens))
+
+    def finish(self, reason: str) -> str:
+        """Say that nothing more comes and return the rest of the text."""
+        self.output.finish_reason = reason
+        rest = "" if self.stop is not None else self._add(self._stops.rest() + self._detokenizer.finish())
+        self.join()
+        return rest
+
+    def join(self) -> None:
+        """Bring output.text up to date: not with every token, for that would copy all of it."""
+        if self._pieces:
+            self.output.text += "".join(self._pieces)
+            self._pieces.clear()
+
+    def _add(self, text: str) -> str:
+        if text:
+            self._pieces.append(text)
+        return text
+
+
+def _stop_tokens(params: SamplingParams, ends: Collection[int]) -> frozenset[int]:
+    return frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else frozenset(ends))

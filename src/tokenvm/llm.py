@@ -20,12 +20,13 @@ from tokenvm.models.fetch import default_cache_dir, resolve_model
 from tokenvm.models.progress import Report, silent
 from tokenvm.models.weights.pack import LoadedModel, load_model
 from tokenvm.outputs import RequestOutput, StreamChunk
+from tokenvm.prompts import Prompt, read_prompt
 from tokenvm.schedule.plan import FinishedEvent
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
+from tokenvm.vocab import SeqId
 
-Prompt = str | Mapping[str, Any]
 Message = Mapping[str, Any]
 OnStep = Callable[[StepResult], None]
 
@@ -35,7 +36,7 @@ class LLM:
 
     `model` is a built-in name ("smollm2"), a Hugging Face folder or a `.gguf` file. `memory` overrides the environment,
     the configuration file and the defaults. `dtype` is "auto" (bfloat16), "bfloat16" or "float32". `threads` bounds the
-    compute threads.
+    compute threads. With `enable_prefix_caching`, requests that begin alike share the pages of what they begin with.
 
     Raises ModelError, ConfigError, LimitTooSmall or StorageError; each message says what to type.
     """
@@ -52,6 +53,7 @@ class LLM:
         max_tokens_per_forward: int | None = None,
         seed: int = 0,
         threads: int | None = None,
+        enable_prefix_caching: bool = True,
         progress: Report = silent,
     ) -> None:
         folder = resolve_model(str(model), progress=progress)
@@ -64,6 +66,7 @@ class LLM:
             max_tokens_per_forward=max_tokens_per_forward,
             seed=seed,
             threads=threads,
+            enable_prefix_caching=enable_prefix_caching,
         )
         self._start(loaded, spoken, settings)
 
@@ -80,7 +83,7 @@ class LLM:
         self._tokenizer = tokenizer
         self._clock = RealClock()
         self._requests = 0
-        self._live: dict[str, Collector] = {}  # of every request that has not finished
+        self._live: dict[SeqId, Collector] = {}  # of every sequence of a request that has not finished
 
     def generate(
         self,
@@ -88,17 +91,26 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        priority: int | Sequence[int] | None = None,
+        cache_salt: str | Sequence[str] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts, each a text or {"prompt_token_ids": [...]}; outputs come in the order of the prompts.
+
+        A lower `priority` runs first. Only requests with the same `cache_salt` share pages; one in a prompt, as
+        {"prompt": ..., "cache_salt": ...}, counts before it. Of `params` and these, give one or one for each prompt.
 
         Raises:
             RequestError: a prompt or a parameter is not possible; then none has run.
         """
         listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        each = self._params_for(listed, params)
-        collectors = self._add_all(
-            [self._request(prompt, one) for prompt, one in zip(listed, each, strict=True)]
+        fields = zip(
+            listed,
+            _for_each("SamplingParams", params, listed, SamplingParams()),
+            _for_each("priorities", priority, listed, 0),
+            _for_each("cache salts", cache_salt, listed, ""),
+            strict=True,
         )
+        collectors = self._add_all([self._request(*one) for one in fields])
         with _bar(len(collectors), use_tqdm) as advance:
             self._drive(collectors, advance)
         return [collector.output for collector in collectors]
@@ -124,7 +136,8 @@ class LLM:
 
         `on_step` hears of every step, also of those that only read the prompt.
         """
-        (collector,) = self._add_all([self._request(prompt, params or SamplingParams())])
+        asked = self._request(prompt, params or SamplingParams(), streams=True)
+        (collector,) = self._add_all([asked])
         try:
             while not collector.output.finished:
                 result = self._step()
@@ -156,45 +169,30 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _params_for(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
-            return [params or SamplingParams()] * len(prompts)
-        if len(params) != len(prompts):
-            raise RequestError(
-                f"{len(prompts)} prompts and {len(params)} SamplingParams: give one, or one for each"
-            )
-        return list(params)
-
-    def _request(self, prompt: Prompt, params: SamplingParams) -> tuple[Request, str | None]:
-        fields: Mapping[str, Any] = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
-        text, ids = fields.get("prompt"), fields.get("prompt_token_ids")
-        if ids is None:
-            if not isinstance(text, str):
-                raise RequestError('a prompt is a text or {"prompt_token_ids": [...]}')
-            ids = self._tokenizer.encode(text)
-        whole = isinstance(ids, Sequence) and all(type(token) is int for token in ids)
-        if not whole:
-            raise RequestError(
-                "prompt_token_ids is not a list of whole numbers: give one, as a tokenizer makes it"
-            )
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0, salt: str = "", streams: bool = False
+    ) -> tuple[Request, Collector]:
+        ids, text = read_prompt(prompt, self._tokenizer)
+        if isinstance(prompt, Mapping):
+            salt = prompt.get("cache_salt", salt)
         name = f"request-{self._requests}"
         self._requests += 1
-        return Request(name, tuple(ids), params, self._clock.now_s()), text
+        request = Request(name, ids, params, self._clock.now_s(), priority, cache_salt=salt)
+        ends = self.model.spec.eos_token_ids
+        return request, Collector(request, text, self._tokenizer, ends, streams=streams)
 
-    def _add_all(self, requests: Sequence[tuple[Request, str | None]]) -> list[Collector]:
+    def _add_all(self, requests: Sequence[tuple[Request, Collector]]) -> list[Collector]:
         """Queue all requests, or none of them."""
-        collectors: list[Collector] = []
+        added: list[Collector] = []
         try:
-            for request, text in requests:
-                self.engine.add(request)
-                collectors.append(Collector(request, text, self._tokenizer))
-                self._live[request.request_id] = collectors[-1]
+            for request, collector in requests:
+                collector.name(self.engine.add(request))
+                self._live |= dict.fromkeys(collector.seqs, collector)
+                added.append(collector)
         except BaseException:
-            self._abort(collectors)
+            self._abort(added)
             raise
-        return collectors
+        return added
 
     def _drive(self, collectors: Sequence[Collector], advance: Callable[[int], None]) -> None:
         """Step until every collector has finished; on Ctrl-C or an error all of them are aborted."""
@@ -212,19 +210,23 @@ class LLM:
         """Step for everybody who waits: streams and batches may be driven in turn."""
         result = self.engine.step()
         now_s = self._clock.now_s()
+        for seq, cached_tokens in result.begins.items():
+            self._live[seq].begin(seq, cached_tokens, result.began_s)
+        for seq, scores in result.scores.items():
+            self._live[seq].score(scores)
         ended = {event.seq for event in result.events if isinstance(event, FinishedEvent)}
         for event in result.events:
-            collector = self._live[event.request_id]
-            if collector.hear(event, result.choices, now_s) and event.seq not in ended:
+            if self._live[event.seq].hear(event, result.choices, now_s) and event.seq not in ended:
                 self.engine.stop(event.seq)
-        for event in result.events:
-            if event.request_id in self._live and self._live[event.request_id].output.finished:
-                del self._live[event.request_id]
+                ended.add(event.seq)
+        for seq in ended:
+            self._live.pop(seq, None)
         return result
 
     def _abort(self, collectors: Sequence[Collector]) -> None:
         for collector in collectors:
-            self._live.pop(collector.output.request_id, None)
+            for seq in collector.seqs:
+                self._live.pop(seq, None)
             self.engine.abort(collector.output.request_id)
 
 
@@ -249,3 +251,12 @@ def _bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("Generating", total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def _for_each(name: str, given: Any, prompts: Sequence[Prompt], default: Any) -> list[Any]:
+    """Return one value for each prompt: the default, the only one given, or those given."""
+    if given is None or isinstance(given, str) or not isinstance(given, Sequence):
+        return [default if given is None else given] * len(prompts)
+    if len(given) != len(prompts):
+        raise RequestError(f"{len(prompts)} prompts and {len(given)} {name}: give one, or one for each")
+    return list(given)

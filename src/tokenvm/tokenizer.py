@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import tokenizers
 
@@ -14,6 +14,9 @@ from tokenvm.json_file import read_json
 
 _UNFINISHED = "\ufffd"
 """What the decoder shows for bytes that are not (yet) a character."""
+
+_CHARACTER_TOKENS: Final = 8
+"""More tokens than any character is made of: UTF-8 has at most four bytes."""
 
 
 class Tokenizer:
@@ -30,6 +33,11 @@ class Tokenizer:
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.eos_token_ids = self._named(config, "eos_token")
         self.bos_token_ids = self._named(config, "bos_token")
+        added = backend.get_added_tokens_decoder()
+        self._special = frozenset(token for token, entry in added.items() if entry.special)
+        self._texts: dict[
+            int, str
+        ] = {}  # of tokens that were asked for; threads may enter the same one twice
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -80,7 +88,15 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str:
         """The text of one token alone, special tokens included."""
-        return self.decode([token_id], skip_special_tokens=False)
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = self.decode([token_id], skip_special_tokens=False)
+        return text
+
+    def is_silent(self, token_id: int, skip_special_tokens: bool = True) -> bool:
+        """Whether `decode` leaves this token out before it looks at the others."""
+        hidden = skip_special_tokens and token_id in self._special
+        return hidden or self._backend.id_to_token(token_id) is None
 
     @overload
     def apply_chat_template(
@@ -120,7 +136,7 @@ class IncrementalDetokenizer:
     """Text as it grows, token by token.
 
     All texts joined, with that of `finish()`, are the decoding of all tokens. A character is given out only
-    when all its bytes are there.
+    when all its bytes are there. Only a few tokens are kept and decoded again, whatever comes.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
@@ -132,13 +148,20 @@ class IncrementalDetokenizer:
 
     def push(self, token_id: int) -> str:
         """Add a token and return the characters it completes, often one word, sometimes none."""
+        if self._tokenizer.is_silent(token_id, self._skip_special_tokens):
+            return ""
         self._window.append(token_id)
         text = self._text()
         finished = text.rstrip(_UNFINISHED)
+        hopeless = len(self._window) - self._settled > 2 * _CHARACTER_TOKENS
+        if hopeless:  # bytes that form no character, but for the newest ones
+            finished = text.removesuffix(_UNFINISHED)
         new = finished[self._sent :]
         self._sent = max(self._sent, len(finished))
-        if new and finished == text:
-            self._slide()
+        if hopeless:
+            self._slide(len(self._window) - _CHARACTER_TOKENS, len(text) - len(finished))
+        elif new and finished == text:
+            self._slide(self._settled, 0)
         return new
 
     def finish(self) -> str:
@@ -151,8 +174,11 @@ class IncrementalDetokenizer:
     def _text(self) -> str:
         return self._tokenizer.decode(self._window, self._skip_special_tokens)
 
-    def _slide(self) -> None:
-        """Keep only the tokens of the last text: some decoders treat the first token of a text apart."""
-        del self._window[: self._settled]
-        self._settled = len(self._window)
-        self._sent = len(self._text())
+    def _slide(self, tokens: int, unsent: int) -> None:
+        """Drop the first `tokens`; of the text of the others, all but the last `unsent` characters was given out.
+
+        The tokens of the last text stay: some decoders treat the first token of a text apart.
+        """
+        del self._window[:tokens]
+        self._settled = len(self._window) - (_CHARACTER_TOKENS // 2 if unsent else 0)
+        self._sent = len(self._text()) - unsent

@@ -1,6 +1,8 @@
 """LLM, the façade, over pages on disk: the tokens of unlimited memory, and ends that come at once."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -42,7 +44,7 @@ def open_llm(tokenizer: Tokenizer, folder: Path, pages: int = 0, **numbers: int)
 
 
 def bits(outputs: list[RequestOutput]) -> list[tuple[list[int], object, str, str | None]]:
-    completions = [output.outputs[0] for output in outputs]
+    completions = [one for output in outputs for one in output.outputs]
     return [(one.token_ids, one.logprobs, one.text, one.finish_reason) for one in completions]
 
 
@@ -62,6 +64,103 @@ def test_a_seeded_request_draws_the_same_alone_and_in_a_batch(tokenizer: Tokeniz
         assert bits(llm.generate(PROMPTS, drawn, use_tqdm=False)) == alone
         assert llm.stats()["streamed_pages"] > 0
     assert len({tuple(tokens) for tokens, *_ in alone}) == 3
+
+
+def test_several_answers_have_streams_of_their_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    drawn = SamplingParams(n=3, temperature=1.0, seed=5, max_tokens=20, ignore_eos=True, logprobs=0)
+    with open_llm(tokenizer, tmp_path) as llm:
+        alone = [llm.generate(one, drawn, use_tqdm=False)[0] for one in PROMPTS]
+        single = bits(llm.generate(PROMPTS, replace(drawn, n=1), use_tqdm=False))
+        greedy = llm.generate(PROMPTS[0], replace(GREEDY, n=3), use_tqdm=False)
+    with open_llm(tokenizer, tmp_path, pages=5) as llm:
+        outputs = llm.generate(PROMPTS, drawn, use_tqdm=False)
+        assert llm.stats()["streamed_pages"] > 0
+    assert [[one.index for one in output.outputs] for output in outputs] == [[0, 1, 2]] * 3
+    assert bits(outputs) == bits(alone)
+    assert bits(outputs)[::3] == single
+    assert len({tuple(tokens) for tokens, *_ in bits(outputs)}) == 9
+    assert len({str(one) for one in bits(greedy)}) == 1
+
+
+def test_one_answer_of_several_stops_and_the_others_go_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    drawn = SamplingParams(n=3, temperature=1.0, seed=5, max_tokens=20, ignore_eos=True)
+    with open_llm(tokenizer, tmp_path, pages=5) as llm:
+        whole = [tokens for tokens, *_ in bits(llm.generate(PROMPTS[0], drawn, use_tqdm=False))]
+        stop = next(token for token in whole[1] if token not in whole[0] + whole[2])
+        (output,) = llm.generate(PROMPTS[0], replace(drawn, stop=word(stop)), use_tqdm=False)
+        cut = whole[1][: whole[1].index(stop) + 1]
+        assert [one.token_ids for one in output.outputs] == [whole[0], cut, whole[2]]
+        assert [one.finish_reason for one in output.outputs] == ["length", "stop", "length"]
+        assert used_slots(llm.engine) == [0, 0, 0]
+
+
+def test_a_prompt_is_told_how_likely_it_was(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    asked = replace(GREEDY, prompt_logprobs=1, n=2)
+    with open_llm(tokenizer, tmp_path) as llm:
+        roomy = llm.generate(PROMPTS, asked, use_tqdm=False)
+    with open_llm(tokenizer, tmp_path, pages=5, max_tokens_per_forward=20) as llm:
+        tight = llm.generate(PROMPTS, asked, use_tqdm=False)
+        assert llm.stats()["streamed_pages"] > 0
+    for output in (*roomy, *tight):
+        told = output.prompt_logprobs
+        assert told is not None
+        assert told[0] is None
+        assert len(told) == len(output.prompt_token_ids)
+        for token, entry in zip(output.prompt_token_ids[1:], told[1:], strict=True):
+            assert entry is not None
+            assert token in entry
+            assert 1 <= len(entry) <= 2
+            assert entry[token].decoded_token == word(token)
+    assert [output.prompt_logprobs for output in tight] == [output.prompt_logprobs for output in roomy]
+
+
+def test_as_many_tokens_as_the_model_allows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    asked = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    with open_llm(tokenizer, tmp_path, max_model_len=40) as llm:
+        (output,) = llm.generate(PROMPTS[1], asked, use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 40 - 33
+
+
+def test_min_tokens_holds_off_the_end(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    end = SamplingParams(temperature=0, max_tokens=20, logit_bias={2: 100})
+    with open_llm(tokenizer, tmp_path) as llm:
+        early, late = bits(llm.generate(PROMPTS[:2], [end, replace(end, min_tokens=7)], use_tqdm=False))
+    assert (early[0], early[2], early[3]) == ([2], "", "stop")
+    assert len(late[0]) == 8
+    assert late[0].index(2) == 7
+
+
+def test_lower_priorities_run_first(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with open_llm(tokenizer, tmp_path) as llm:
+        plain = bits(llm.generate(PROMPTS * 2, GREEDY, use_tqdm=False))
+        outputs = llm.generate(PROMPTS * 2, GREEDY, use_tqdm=False, priority=[5, 4, 3, 2, 1, 0])
+        times = [output.metrics for output in outputs if output.metrics is not None]
+        assert bits(outputs) == plain
+        assert all(0 <= one.queue_s < one.ttft_s < one.latency_s for one in times)
+        assert max(one.queue_s for one in times[2:]) < min(one.queue_s for one in times[:2])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"priority": [1, 2]}, "3 prompts and 2 priorities: give one, or one for each"),
+        ({"cache_salt": ["a"]}, "3 prompts and 1 cache salts: give one, or one for each"),
+        ({"params": [GREEDY]}, "3 prompts and 1 SamplingParams: give one, or one for each"),
+        ({"priority": "high"}, "priority='high' is not possible"),
+        ({"priority": 1.5}, "priority=1.5 is not possible"),
+        ({"cache_salt": 7}, "cache_salt=7 is not possible"),
+        ({"params": SamplingParams(logit_bias={97: 1})}, "logit_bias names token 97"),
+    ],
+    ids=str,
+)
+def test_arguments_that_do_not_fit_refuse_all(
+    given: dict[str, Any], said: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    with open_llm(tokenizer, tmp_path) as llm:
+        with pytest.raises(RequestError, match=said):
+            llm.generate(PROMPTS, use_tqdm=False, **given)
+        assert not llm.engine.has_work
+        assert len(llm.generate(PROMPTS, GREEDY, use_tqdm=False, priority=1, cache_salt="mine")) == 3
 
 
 def test_a_stop_string_that_ends_in_the_last_token_allowed(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """Text to tokens, tokens to text as they come, conversations to prompts."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import bpe_tokenizer
+from tokenizers import decoders
 from transformers import AutoTokenizer
 
 from tokenvm.chat_template import ChatTemplate
@@ -103,6 +105,21 @@ def test_pieces_of_any_tokens_join_to_the_whole(ids: list[int], skip: bool, toke
     assert "".join(pushed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip)
 
 
+@given(data=st.data(), skip=st.booleans())
+@settings(max_examples=150)
+def test_pieces_of_long_nonsense_join_to_the_whole(
+    data: st.DataObject, skip: bool, tokenizer: Tokenizer
+) -> None:
+    """Mostly bytes from the middle of characters, with special tokens, ids beyond the vocabulary and text between."""
+    middle = [at for at in range(259) if tokenizer.token_text(at) == "\ufffd"]
+    assert len(middle) == 128
+    ids = data.draw(
+        st.lists(st.sampled_from(middle) | st.sampled_from([0, 1, 2, 10**6, 260, 264]), max_size=150)
+    )
+    pieces = pushed(tokenizer, ids, skip)
+    assert "".join(pieces) == tokenizer.decode(ids, skip)
+
+
 def test_a_character_comes_whole_with_its_last_byte(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("é🎉x")
     assert pushed(tokenizer, ids, True) == ["", "é", "", "", "", "🎉", "x", ""]
@@ -120,20 +137,56 @@ def test_a_finished_stream_starts_anew(tokenizer: Tokenizer) -> None:
         assert "".join([*map(stream.push, ids), stream.finish()]) == "hello world"
 
 
-def test_the_stream_forgets_what_it_has_given_out(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize(
+    "text", ["hello world é ", "\ufffd", "\u200d", "<|im_end|>", "🎉", "bytes", "nothing"]
+)
+def test_the_stream_forgets_what_it_has_given_out(text: str, skip: bool, tokenizer: Tokenizer) -> None:
+    """Also where no text ever comes: end tokens that are ignored, or bytes that form no character."""
     longest = 0
-    original, stream = tokenizer.decode, IncrementalDetokenizer(tokenizer)
 
-    class Watching:
-        def decode(self, ids: list[int], skip: bool) -> str:
+    class Watching(Tokenizer):
+        def __init__(self) -> None:
+            self.__dict__ |= tokenizer.__dict__
+
+        def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
             nonlocal longest
             longest = max(longest, len(ids))
-            return original(ids, skip)
+            return super().decode(ids, skip_special_tokens)
 
-    stream._tokenizer = Watching()  # type: ignore[assignment]
-    for token in tokenizer.encode("hello world é " * 50):
+    stream = IncrementalDetokenizer(Watching(), skip)
+    odd = {"bytes": tokenizer.encode("🎉")[:1], "nothing": [10**6]}
+    for token in (odd.get(text) or tokenizer.encode(text)) * 100:
         stream.push(token)
-    assert longest <= 6
+    assert longest <= 30
+
+
+@pytest.fixture(scope="module")
+def metaspace(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Of the SentencePiece kind: words begin with a mark, the first space is dropped, bytes are tokens."""
+    folder = tmp_path_factory.mktemp("metaspace")
+    tokens = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁hi", "▁", "x", "▁ho"]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({token: at for at, token in enumerate(tokens)}, []))
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    backend.add_special_tokens([tokenizers.AddedToken(text, special=True) for text in ("<s>", "</s>")])
+    backend.save(str(folder / "tokenizer.json"))
+    return Tokenizer.from_folder(folder)
+
+
+@given(parts=st.lists(st.sampled_from(["é", "🎉", "日", 258, 259, 260, 261, 0, 1]), max_size=40))
+@settings(max_examples=200)
+def test_pieces_of_words_and_bytes_join_to_the_text(parts: list[Any], metaspace: Tokenizer) -> None:
+    ids: list[int] = []
+    for part in parts:
+        ids += [byte + 2 for byte in part.encode()] if isinstance(part, str) else [part]
+    assert "".join(pushed(metaspace, ids, True)) == metaspace.decode(ids)
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tokenvm.clock import Clock
 from tokenvm.engine.account import Account
 from tokenvm.engine.runner import Runner
-from tokenvm.engine.sampler import Choice, choose
+from tokenvm.engine.sampling.choice import Choice
+from tokenvm.engine.sampling.sampler import Sampler
+from tokenvm.engine.sampling.scoring import LogitRows, Scores, score
 from tokenvm.errors import RequestError, StorageError
 from tokenvm.kvcache import KVCache
 from tokenvm.schedule.plan import Event, FinishedEvent, Plan
@@ -27,13 +27,20 @@ MAX_FALLBACKS = 32
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step brought: events in order, the choice behind each token, and the pages it read."""
+    """What one step brought: events in order, the choice behind each token, and the pages it read.
+
+    `scores` tell of prompt tokens. `begins` are the sequences that ran for the first time, each with the tokens of its
+    prompt whose KV was there already; the step began at `began_s` of the engine's clock.
+    """
 
     events: tuple[Event, ...]
     choices: dict[SeqId, Choice]
     tokens: int
     resident_pages: int = 0
     streamed_pages: int = 0
+    scores: dict[SeqId, Scores] = field(default_factory=dict)
+    begins: dict[SeqId, int] = field(default_factory=dict)
+    began_s: float = 0.0
 
 
 class Engine:
@@ -47,7 +54,7 @@ class Engine:
         self.runner = runner
         self.account = Account(kvcache.vm)
         self._clock = clock
-        self._seed = seed
+        self._sampler = Sampler(scheduler.limits.vocab_size, scheduler.limits.eos_token_ids, seed)
         self._closed = False
         self._fallbacks: dict[SeqId, int] = {}  # of each sequence, since its last token
 
@@ -57,7 +64,7 @@ class Engine:
         return self.scheduler.has_work
 
     def add(self, request: Request) -> tuple[SeqId, ...]:
-        """Take a request; return its sequences.
+        """Take a request; return its sequences in order.
 
         Raises:
             RequestError: it can never run. StorageError: its pages have no space on disk. Nothing is kept then.
@@ -82,14 +89,17 @@ class Engine:
         self._refuse_broken_tier()
         began_s = self._clock.now_s()
         plan = self._plan()
+        begins = {seq: self.scheduler.sequence(seq).computed for seq in plan.begins}
         if not plan.spans:
             return StepResult((), {}, 0)
         with self.kvcache.stage(plan) as staged:
             logits = self.runner.run(plan, self._tokens(plan), staged)
             choices = self._sample(plan, logits, staged.lost)
+            scores = self._score(plan, logits, staged.lost)
         events = self._commit(plan, choices, staged.lost)
         self.account.step(staged, staged.tiers, began_s, self._clock.now_s())
-        return StepResult(events, choices, plan.tokens, staged.resident_pages, staged.streamed_pages)
+        pages = (staged.resident_pages, staged.streamed_pages)
+        return StepResult(events, choices, plan.tokens, *pages, scores, begins, began_s)
 
     def abort(self, request_id: str) -> list[Event]:
         """End a request now; its pages are freed."""
@@ -125,14 +135,24 @@ class Engine:
 
     def _sample(self, plan: Plan, logits: torch.Tensor, lost: dict[SeqId, int]) -> dict[SeqId, Choice]:
         """Choose a token for each sampled sequence; one whose pages were damaged gets none."""
-        rows = zip(plan.sampled, logits.numpy(), strict=True)
-        return {seq: self._choose(seq, row) for seq, row in rows if seq not in lost}
+        places = zip(plan.sampled, LogitRows.of(plan).sampled, strict=True)
+        kept = {seq: at for seq, at in places if seq not in lost}
+        rows = logits.numpy()
+        if len(kept) < len(rows):
+            rows = rows[list(kept.values())]
+        choices = self._sampler.sample(rows, [self.scheduler.sequence(seq) for seq in kept])
+        return dict(zip(kept, choices, strict=True))
 
-    def _choose(self, seq: SeqId, row: NDArray[np.float32]) -> Choice:
-        sequence = self.scheduler.sequence(seq)
-        params = sequence.request.params
-        seed = params.seed if params.seed is not None else (self._seed << 32) + seq
-        return choose(row, params, seed, sequence.new_tokens)
+    def _score(self, plan: Plan, logits: torch.Tensor, lost: dict[SeqId, int]) -> dict[SeqId, Scores]:
+        """Tell how likely prompts were whose spans score, damaged ones left out."""
+        scores = {}
+        for span, at in LogitRows.of(plan).scored:
+            if span.seq not in lost:
+                request = self.scheduler.sequence(span.seq).request
+                rows = logits[at : at + span.count].numpy()
+                wanted = request.params.prompt_logprobs
+                scores[span.seq] = score(rows, span.start, request.prompt_token_ids, wanted)
+        return scores
 
     def _commit(self, plan: Plan, choices: dict[SeqId, Choice], lost: dict[SeqId, int]) -> tuple[Event, ...]:
         """Enter the step's outcome everywhere; a sequence with a damaged page falls back to before that page."""
@@ -151,6 +171,7 @@ class Engine:
         return tuple(events)
 
     def _release(self, events: Sequence[Event]) -> None:
+        self._sampler.forget(event.seq for event in events if isinstance(event, FinishedEvent))
         for event in events:
             if isinstance(event, FinishedEvent) and event.seq in self.kvcache:
                 self.kvcache.release(event.seq)

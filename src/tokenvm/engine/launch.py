@@ -52,6 +52,7 @@ class Settings:
     seed: int = 0
     poison: bool = False
     lookahead: bool = False
+    enable_prefix_caching: bool = True
 
 
 def needs_of(model: LoadedModel, settings: Settings) -> tuple[Needs, PartGeometry]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from tokenvm.engine.context import PagedContext
+from tokenvm.engine.sampling.scoring import LogitRows
 from tokenvm.kernels.paging import PartGeometry
 from tokenvm.models.decoder import Activations, Decoder
 from tokenvm.models.rope import cos_sin
@@ -20,7 +20,10 @@ Tap = Callable[[Plan, torch.Tensor], None]
 
 
 def workspace_bytes(spec: ModelSpec, rows: int, dtype: torch.dtype, sequences: int, pages_each: int) -> int:
-    """Return what a step of `rows` tokens needs beside weights and pages, the kernels' scratch included."""
+    """Return what a step of `rows` tokens needs beside weights and pages, the kernels' scratch included.
+
+    No more rows have logits than sequences may run.
+    """
     heads = spec.attention
     state_bytes = heads.q_heads * (heads.head_dim + 2) * 4
     per_row = Activations.bytes_per_row(spec, dtype) + state_bytes
@@ -44,17 +47,15 @@ class Runner:
         self._decoder = Decoder(model.spec, model.weights.dtype, max_rows)
 
     def run(self, plan: Plan, tokens: list[int], staged: Staged, *, every_row: bool = False) -> torch.Tensor:
-        """Compute the logits fp32 [S, vocab_size] of the rows that sample; `tokens` are the plan's, in its order.
+        """Compute logits fp32 [S, vocab_size] of the rows that sample or score, in the order of `LogitRows`.
 
-        `every_row`: of all rows, in their order.
+        `tokens` are the plan's, in its order. `every_row`: of all rows, in theirs.
         """
-        ends = np.cumsum([span.count for span in plan.spans]) - 1
-        sampling = [end for span, end in zip(plan.spans, ends.tolist(), strict=True) if span.samples]
-        if every_row:
-            sampling = list(range(len(tokens)))
+        wanted = LogitRows.of(plan)
+        rows = list(range(len(tokens))) if every_row else list(wanted.rows)
         with torch.inference_mode():
-            self._context.begin(staged, sampling)
+            self._context.begin(staged, rows)
             logits = self._decoder.forward(self._context, torch.tensor(tokens, dtype=torch.int64))
         if self.tap is not None:
-            self.tap(plan, logits)
+            self.tap(plan, logits[list(wanted.sampled)] if wanted.scored else logits)
         return logits

@@ -17,12 +17,7 @@ def _is_whole(value: Any) -> bool:
 def refuse_impossible(request: Request, limits: Limits) -> None:
     """Raise RequestError for a request whose fields no engine, or none under these limits, could serve."""
     _refuse_prompt(request.prompt_token_ids, limits)
-    if request.params.n < 1:
-        raise RequestError(f"SamplingParams.n={request.params.n} asks for nothing: give 1 or more")
-    if request.params.max_tokens < 1:
-        raise RequestError(
-            f"SamplingParams.max_tokens={request.params.max_tokens} asks for nothing: give 1 or more"
-        )
+    request.params.refuse_unknown(limits.vocab_size)
     if not _is_whole(request.priority):
         raise RequestError(
             f"priority={request.priority!r} is not possible: give a whole number, lower to run first"

@@ -72,7 +72,7 @@ class Scheduler:
             )
         refuse_impossible(request, self.limits)
         room = self.limits.max_model_len - len(request.prompt_token_ids)
-        longest = min(request.params.max_tokens, room)
+        longest = request.params.most_tokens(room)
         pages = self.limits.pages(len(request.prompt_token_ids) + longest - 1)  # the last token needs no KV
         refuse_oversized(pages, self.limits)
         made = {}

@@ -1,0 +1,1 @@
+"""Logits to tokens, and how likely tokens were."""

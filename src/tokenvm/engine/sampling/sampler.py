@@ -1,0 +1,84 @@
+"""Logits to tokens, for all sequences of a step.
+
+Every choice depends on its own row, its sequence's parameters and tokens, its seed and the index of the token: never on
+the batch, a thread count or how often a step had to be repeated. So rows are worked on one after another, each while it
+lies in the cache; only what is one pass over memory for all of them, the maxima of greedy rows, is done at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenvm.engine.sampling.choice import Choice, Row, describe
+from tokenvm.engine.sampling.draw import draw, uniform
+from tokenvm.engine.sampling.rows import RowState
+from tokenvm.schedule.request import Sequence as TokenSequence
+from tokenvm.vocab import SeqId
+
+
+def sample(logits: NDArray[np.float32], rows: Sequence[RowState]) -> list[Choice]:
+    """Choose the next token of each row: logits fp32 [S, vocab], S = len(rows). Of equal logits the lowest id wins.
+
+    The order of what changes logits is that of `SamplingParams`; log-probabilities are those of the logits given.
+    """
+    if all(row.params.temperature == 0.0 and not row.changes for row in rows):
+        tokens = logits.argmax(axis=1).tolist()
+    else:
+        with np.errstate(over="ignore"):  # forbidden logits over a small temperature
+            tokens = [_choose(one, row) for one, row in zip(logits, rows, strict=True)]
+    return [
+        describe(one, token, row.params.logprobs)
+        for one, token, row in zip(logits, tokens, rows, strict=True)
+    ]
+
+
+def _choose(logits: Row, row: RowState) -> int:
+    changed = row.changed(logits)
+    if row.params.temperature == 0.0:
+        return int(changed.argmax())
+    return draw(changed, row.params, uniform(row.seed, row.answer, row.index))
+
+
+class Sampler:
+    """Samples the sequences of an engine, and keeps for each what its penalties and counters need.
+
+    `seed` is for requests without one of their own: those draw by the number of their sequence.
+    """
+
+    def __init__(self, vocab_size: int, ends: Collection[int], seed: int) -> None:
+        self._vocab_size = vocab_size
+        self._ends = frozenset(ends)
+        self._seed = seed
+        self._rows: dict[SeqId, RowState] = {}
+
+    def sample(self, logits: NDArray[np.float32], sequences: Sequence[TokenSequence]) -> list[Choice]:
+        """Choose a token for each sequence: logits fp32 [len(sequences), vocab]. Asking again gives the same."""
+        return sample(logits, [self._row(sequence) for sequence in sequences])
+
+    def forget(self, seqs: Iterable[SeqId]) -> None:
+        """Drop what is kept for sequences that ended, if anything."""
+        for seq in seqs:
+            self._rows.pop(seq, None)
+
+    def _row(self, sequence: TokenSequence) -> RowState:
+        """Return a sequence's state, brought up to its last token."""
+        row = self._rows.get(sequence.seq)
+        if row is None:
+            row = self._rows[sequence.seq] = self._begin(sequence)
+        for token in sequence.tokens[sequence.prompt_tokens + row.index :]:
+            row.enter(token)
+        return row
+
+    def _begin(self, sequence: TokenSequence) -> RowState:
+        params = sequence.request.params
+        return RowState(
+            params,
+            params.seed if params.seed is not None else (self._seed << 32) + sequence.seq,
+            vocab_size=self._vocab_size,
+            answer=sequence.index,
+            prompt=sequence.request.prompt_token_ids,
+            ends=self._ends,
+        )
