@@ -20,8 +20,8 @@ from tokenvm.vocab import PageKey, SeqId, UnitId
 class Sequences:
     """The half of a `KVCache` that steps know nothing of. Implements `schedule.prefixes.Prefixes`.
 
-    `read_bytes_per_s` (from disk) and `prefill_tokens_per_s` may be set as they are measured, 0 while not known: pages
-    on disk that could be computed sooner than read are not found then.
+    `rates` may be set as they are measured, 0 while not known: pages on disk that could be computed sooner than read are
+    not found then.
     """
 
     def __init__(
@@ -35,8 +35,7 @@ class Sequences:
     ) -> None:
         self.vm = vm
         self.block_tokens = block_tokens
-        self.read_bytes_per_s = 0.0
-        self.prefill_tokens_per_s = 0.0
+        self.rates = Rates(0.0, 0.0)
         self._table = PageTable(block_tokens)
         self._open_pages = open_pages
         open_slots = 1 if open_pages is None else 1 + open_pages.slots
@@ -51,8 +50,7 @@ class Sequences:
 
     def match(self, seq: SeqId) -> Match:
         """See `Prefixes.match`. What is found stays until `follow` is given the plan it was asked for."""
-        rates = Rates(self.read_bytes_per_s, self.prefill_tokens_per_s)
-        return self._prefixes.match(seq, self._pauses.resting, rates)
+        return self._prefixes.match(seq, self._pauses.resting, self.rates)
 
     def forget(self, seq: SeqId) -> None:
         """A sequence that was announced will never begin."""

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from tokenvm.metrics import overlap
 from tokenvm.residency.ledger import Ledger
+from tokenvm.residency.prefix_plan import Rates
+from tokenvm.schedule.plan import Plan
 from tokenvm.staging import Staged
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Tier
@@ -30,17 +32,22 @@ class Account:
         self.streamed_pages = 0
         self.hits = dict.fromkeys(Tier, 0)
         self.lost_pages = 0
+        self.prefill_tokens = 0
+        self.prefill_s = 0.0
         self.both_s = self.copy_s = self.compute_s = self.hideable_s = 0.0
         self._moved_before = dict(self._vm.moved_bytes)
         self._vm.backend.drain_intervals(outward=False)
 
-    def step(self, staged: Staged, tiers: dict[Tier, int], begin_s: float, end_s: float) -> None:
-        """Enter one step that ran from `begin_s` to `end_s`; `tiers` counts the pages it read, by tier."""
+    def step(self, plan: Plan, staged: Staged, begin_s: float, end_s: float) -> None:
+        """Enter one step that ran from `begin_s` to `end_s`."""
         self.steps += 1
         self.streamed_pages += staged.streamed_pages
         self.lost_pages += len(staged.lost)
-        for tier, count in tiers.items():
+        for tier, count in staged.tiers.items():
             self.hits[tier] += count
+        if not plan.decodes:
+            self.prefill_tokens += plan.tokens
+            self.prefill_s += end_s - begin_s
         copies = self._vm.backend.drain_intervals(outward=False)
         if len(copies):
             self._enter(copies, _without(begin_s, end_s, staged.waits))
@@ -53,6 +60,12 @@ class Account:
         self.copy_s += measured.copy_s
         self.compute_s += measured.compute_s
         self.hideable_s += min(measured.copy_s, measured.compute_s)
+
+    @property
+    def rates(self) -> Rates:
+        """How fast pages come from disk and prompts are computed, as far as both were seen."""
+        read = self.moved_bytes["nvme_read"] / self.copy_s if self.copy_s else 0.0
+        return Rates(read, self.prefill_tokens / self.prefill_s if self.prefill_s else 0.0)
 
     @property
     def moved_bytes(self) -> dict[str, int]:

@@ -76,6 +76,8 @@ class Engine:
         except Exception:
             self.abort(request.request_id)
             raise
+        for seq in seqs:
+            self.kvcache.announce(seq, request.prompt_token_ids, request.cache_salt)
         return seqs
 
     def step(self) -> StepResult:
@@ -89,7 +91,7 @@ class Engine:
         self._refuse_broken_tier()
         began_s = self._clock.now_s()
         plan = self._plan()
-        begins = {seq: self.scheduler.sequence(seq).computed for seq in plan.begins}
+        begins = {seq: self.kvcache.cached_tokens(seq) for seq in plan.begins}
         if not plan.spans:
             return StepResult((), {}, 0)
         with self.kvcache.stage(plan) as staged:
@@ -97,7 +99,8 @@ class Engine:
             choices = self._sample(plan, logits, staged.lost)
             scores = self._score(plan, logits, staged.lost)
         events = self._commit(plan, choices, staged.lost)
-        self.account.step(staged, staged.tiers, began_s, self._clock.now_s())
+        self.account.step(plan, staged, began_s, self._clock.now_s())
+        self.kvcache.rates = self.account.rates
         pages = (staged.resident_pages, staged.streamed_pages)
         return StepResult(events, choices, plan.tokens, *pages, scores, begins, began_s)
 
@@ -115,7 +118,11 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Return counters of tiers, moves and overlap as plain values."""
-        return self.account.as_dict()
+        return {
+            **self.account.as_dict(),
+            "prefix_cache": self.kvcache.prefix_stats.as_dict(),
+            "requests": self.scheduler.counts,
+        }
 
     def close(self) -> None:
         """Stop all copies and give the memory back; idempotent. Nothing can be asked of the engine any more."""
@@ -124,11 +131,10 @@ class Engine:
             self.kvcache.close()
 
     def _plan(self) -> Plan:
+        """Decide what runs; let sequences begin, rest and come back; set those that share pages side by side."""
         plan = self.scheduler.plan()
-        for span in plan.spans:
-            if span.seq not in self.kvcache:
-                self.kvcache.create(span.seq)
-        return plan
+        self.kvcache.follow(plan)
+        return self.kvcache.gather(plan)
 
     def _tokens(self, plan: Plan) -> list[int]:
         return [t for s in plan.spans for t in self.scheduler.sequence(s.seq).tokens[s.start : s.end]]
@@ -173,9 +179,9 @@ class Engine:
     def _release(self, events: Sequence[Event]) -> None:
         self._sampler.forget(event.seq for event in events if isinstance(event, FinishedEvent))
         for event in events:
-            if isinstance(event, FinishedEvent) and event.seq in self.kvcache:
-                self.kvcache.release(event.seq)
+            if isinstance(event, FinishedEvent):
                 self._fallbacks.pop(event.seq, None)
+                (self.kvcache.release if event.seq in self.kvcache else self.kvcache.forget)(event.seq)
 
     def _refuse_closed(self) -> None:
         if self._closed:

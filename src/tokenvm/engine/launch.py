@@ -51,7 +51,7 @@ class Settings:
     threads: int | None = None
     seed: int = 0
     poison: bool = False
-    lookahead: bool = False
+    lookahead: bool = True
     enable_prefix_caching: bool = True
 
 
@@ -179,6 +179,7 @@ def _assemble(
         clock,
         prefetch_ahead=_layers_ahead(settings.memory),
         open_pages=OpenPages(vm, geometry, limits.max_tokens_per_forward) if geometry.lossy else None,
+        prefix_caching=settings.enable_prefix_caching,
     )
     ledger = vm.ledger
     lower = ledger.capacity(Tier.HOST) + ledger.capacity(Tier.DISK)
@@ -195,7 +196,8 @@ def _assemble(
             open_slots=1 + raw_slots(vm.layout, geometry),
             lower_pages=lower,
             lookahead=settings.lookahead,
-        )
+        ),
+        kvcache,
     )
     runner = Runner(model, geometry, limits.max_tokens_per_forward, limits.max_model_len)
     return Engine(scheduler, kvcache, runner, clock, settings.seed)
