@@ -49,7 +49,7 @@ class Admission:
         self._forecasting.tick()
         paused = self._make_room()
         resumed: list[Sequence] = []
-        while batch := self._next_batch():
+        while self._worth_trying() and (batch := self._next_batch()):
             taken = self._fitting(batch)
             for sequence in batch[taken:]:
                 self.queue.push(sequence)
@@ -120,6 +120,11 @@ class Admission:
         if not sequence.path:
             sequence.path = path_of(sequence.request, self._limits.block_tokens)
 
+    def _worth_trying(self) -> bool:
+        """Whether somebody waits who was not just refused."""
+        first = self.queue.first()
+        return first is not None and (not len(self.running) or self._forecasting.worth_asking(first))
+
     # Who may own pages
 
     def _next_batch(self) -> list[Sequence]:
@@ -156,8 +161,6 @@ class Admission:
         if not limits.lookahead or slots <= limits.device_slots:
             return len(batch)
         least = 0 if len(running) else 1
-        if not self._forecasting.worth_asking(batch[0]):
-            return least
         for sequence in batch:
             if not sequence.begun:
                 self.look_up(sequence)
