@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokenvm.residency.keys import ROOT, page_key
 from tokenvm.residency.page_table import PageTable
@@ -43,6 +44,11 @@ class PrefixStats:
 
     asked_tokens: int = 0
     hit_tokens: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        hits = {tier.name.lower(): tokens for tier, tokens in self.hit_tokens.items()}
+        return {"asked_tokens": self.asked_tokens, "hit_tokens": hits}
 
 
 class PrefixCache:

@@ -201,10 +201,10 @@ def test_pages_that_are_computed_sooner_than_read_are_not_found(tmp_path: Path) 
     with desk(tmp_path, 6, disk=20) as made:
         made.whole_life(0, text(0, 3.5))
         push_down(made, 6)
-        made.kv.read_bytes_per_s = 1.0 * LAYOUT.page_bytes
-        made.kv.prefill_tokens_per_s = 2.0 * BLOCK
+        read = 1.0 * LAYOUT.page_bytes
+        made.kv.rates = Rates(read, 2.0 * BLOCK)
         assert made.whole_life(1, text(0, 3.5)) == 0
-        made.kv.prefill_tokens_per_s = 0.5 * BLOCK
+        made.kv.rates = Rates(read, 0.5 * BLOCK)
         made.whole_life(2, text(0, 3.5))
         push_down(made, 6)
         assert made.whole_life(3, text(0, 3.5)) == 3 * BLOCK

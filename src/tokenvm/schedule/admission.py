@@ -44,6 +44,11 @@ class Admission:
         self._lengths = ExpectedLengths()
         self._forecasting = Forecasting(limits, self.running, self._sharing, self._lengths)
 
+    @property
+    def paused(self) -> int:
+        """How many sequences are paused."""
+        return len(self._paused)
+
     def turn(self) -> tuple[list[Sequence], list[Sequence]]:
         """Decide who runs in the next step; return who is paused for it and who comes back."""
         self._forecasting.tick()

@@ -49,6 +49,13 @@ class Scheduler:
         return tuple(self._running.everyone)
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many sequences run, wait for their first turn or have been paused."""
+        paused = self._admission.paused
+        running = len(self._running)
+        return {"running": running, "waiting": len(self._sequences) - running - paused, "paused": paused}
+
+    @property
     def most_pages(self) -> int:
         """The pages that all who have not ended may come to own at once."""
         return min(sum(self._promises[-self.limits.max_num_seqs :]), self.limits.held_pages)
