@@ -291,6 +291,26 @@ def test_idle_pages_are_written_behind_once_the_device_is_crowded(tmp_path: Path
         assert made.vm.ledger.used(Tier.DISK) == 3, "those that nobody runs"
 
 
+def test_older_pages_below_make_room_before_it_is_needed(tmp_path: Path) -> None:
+    """With tiers full of idle pages, no sequence waits for a write: what leaves next has been written."""
+    with desk(tmp_path, 5, disk=4) as made:
+        urgent = []
+        start = made.vm._transfers.submit
+        made.vm._transfers.submit = lambda moves, now=False: (urgent.extend(moves * now), start(moves, now))[
+            1
+        ]  # type: ignore
+        for name in range(10):
+            made.whole_life(name, text(10 * name, 3.5))
+            made.vm.finish_transfers()
+        assert made.vm.ledger.free(Tier.DISK) == 0
+        del urgent[:]
+        for name in range(10, 16):
+            made.whole_life(name, text(10 * name, 3.5))
+            made.vm.finish_transfers()
+        assert not urgent
+        assert made.whole_life(20, text(140, 3.5)) == 3 * BLOCK
+
+
 def test_running_pages_come_back_in_the_place_of_idle_ones(tmp_path: Path) -> None:
     with desk(tmp_path, 6, disk=30) as made:
         made.spills = True
