@@ -80,8 +80,11 @@ class Sequences:
         self._table.add(seq)
 
     def pause(self, seq: SeqId) -> None:
-        """Let a sequence rest: all its pages may leave the device, none is lost. Idempotent."""
-        if seq not in self._pauses.resting:
+        """Let a sequence rest: all its pages may leave the device, none is lost. Idempotent.
+
+        One that has not begun has none, and is left alone.
+        """
+        if seq in self._table and seq not in self._pauses.resting:
             self.vm.end_along()
             self._let_go(self._table.truncate(seq, self._table.length_tokens(seq)))
             self._pauses.pause(seq)
