@@ -76,7 +76,11 @@ class Sequences:
             self.vm.finish_first()
 
     def create(self, seq: SeqId) -> None:
-        """Begin a sequence from its first token. Unless it was announced, its pages are its own."""
+        """Begin a sequence from its first token, with pages that it shares with nobody, even if it was announced.
+
+        So pages that are given bytes instead of being computed are never found by others.
+        """
+        self._prefixes.forget(seq)
         self._table.add(seq)
 
     def pause(self, seq: SeqId) -> None:

@@ -32,12 +32,15 @@ def test_what_was_produced_after_the_prompt_is_found_too(tmp_path: Path) -> None
         assert made.whole_life(1, text(0, 4)) == 3 * BLOCK
 
 
-def test_a_salt_separates_and_unannounced_sequences_share_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_salt_separates_and_created_sequences_share_nothing(announced: bool, tmp_path: Path) -> None:
     with desk(tmp_path, 9) as made:
         made.whole_life(0, text(0, 2.5))
         assert made.whole_life(1, text(0, 2.5), salt="mine") == 0
         assert made.whole_life(2, text(0, 2.5), salt="mine") == 2 * BLOCK
         seq = SeqId(3)
+        if announced:
+            made.announce(seq, text(60, 2.5))
         made.prompts[seq], made.tokens[seq] = text(60, 2.5), []
         made.kv.create(seq)
         made.finish(seq)
