@@ -180,12 +180,14 @@ class PrefixCache:
         if pages == len(prompt.keys):
             return False
         running = [other for other in self._table.sequences() if other not in resting]
+        behind = [other for other in running if len(self._table.keys(other)) <= pages]
         claimed = [other for other in self._asked if other in self._prompts and self._prompts[other].claims]
+        begin_now = [other for other in claimed if other not in self._table and other != seq]
+        wanted = prompt.keys[pages : pages + 1]
         return any(
-            prompt.keys[pages : pages + 1] == self._prompts[other].keys[pages : pages + 1]
-            and (other not in self._table or len(self._table.keys(other)) <= pages)
-            for other in (*running, *claimed)
-            if other in self._prompts and other != seq
+            wanted == self._prompts[other].keys[pages : pages + 1]
+            for other in (*behind, *begin_now)
+            if other in self._prompts
         )
 
     def _waits_for_copies(self, prompt: Prompt, resting: Collection[SeqId]) -> bool:

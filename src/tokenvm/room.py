@@ -14,6 +14,7 @@ from tokenvm.residency.planner import (
     choose_idle,
     choose_running,
     choose_victims,
+    unwritten_of,
 )
 from tokenvm.residency.policy.base import Policy
 from tokenvm.residency.prefix_index import PrefixIndex
@@ -31,6 +32,7 @@ class Room:
         self._index = index
         self._moves = moves
         self._promised: list[UnitId] = []
+        self._idle_written = 0  # no idle page was left to write at this version of the index
         self.reclaimed_pages = 0  # idle pages that were let go of for good
 
     def make(self, slots: int, running: Sequence[Pages]) -> None:
@@ -74,6 +76,25 @@ class Room:
         while self.free_below < slots and self._let_go(self._lies_below):
             gone = True
         return gone
+
+    def idle_to_write(self, running: Sequence[Pages]) -> list[UnitId]:
+        """Return idle pages without a copy below, in the order they leave, once three quarters of the device are taken.
+
+        All of them, as long as there is room below; else those among the sixteenth of the device that leaves first,
+        where older idle pages give up their room below.
+        """
+        slots = self._ledger.capacity(Tier.DEVICE)
+        if self._ledger.free(Tier.DEVICE) * 4 >= slots or self._index.version == self._idle_written:
+            return []
+        count = slots if self.free_below else -(-slots // 16)
+        needed = {unit for pages in running for unit in pages}
+        units = unwritten_of(choose_idle(count, self._ledger, self._policy, needed, room=count))
+        if self.free_below:
+            self._idle_written = self._index.version if len(units) <= self.free_below else 0
+            return units
+        while self.free_below < len(units) and self._first_lies_below():
+            self._let_go(self._lies_below)
+        return units
 
     @property
     def free_below(self) -> int:
@@ -138,6 +159,9 @@ class Room:
     def _let_go_for_running(self, running: Sequence[Pages]) -> bool:
         """If running pages stay on the device for want of room below, let go of idle pages that lie there."""
         return bool(choose_running(1, self._ledger, running, room=1)) and self.make_below(1)
+
+    def _first_lies_below(self) -> bool:
+        return any(map(self._lies_below, self._index.first_to_go(lambda _: True)))
 
     def _lies_below(self, unit: UnitId) -> bool:
         return any(self._ledger.resident(unit, tier) for tier in (Tier.HOST, Tier.DISK))

@@ -74,12 +74,19 @@ class Sequences:
             self.vm.finish_first()
 
     def create(self, seq: SeqId) -> None:
-        """Begin a sequence from its first token. Unless it was announced, its pages are its own."""
+        """Begin a sequence from its first token, with pages that it shares with nobody, even if it was announced.
+
+        So pages that are given bytes instead of being computed are never found by others.
+        """
+        self._prefixes.forget(seq)
         self._table.add(seq)
 
     def pause(self, seq: SeqId) -> None:
-        """Let a sequence rest: all its pages may leave the device, none is lost. Idempotent."""
-        if seq not in self._pauses.resting:
+        """Let a sequence rest: all its pages may leave the device, none is lost. Idempotent.
+
+        One that has not begun has none, and is left alone.
+        """
+        if seq in self._table and seq not in self._pauses.resting:
             self.vm.end_along()
             self._let_go(self._table.truncate(seq, self._table.length_tokens(seq)))
             self._pauses.pause(seq)

@@ -18,12 +18,11 @@ from tokenvm.moves import Moves
 from tokenvm.residency.ledger import Ledger
 from tokenvm.residency.planner import (
     Pages,
-    Parting,
-    Victim,
     choose_idle,
     choose_promotions,
     choose_write_behind,
     unwritten,
+    unwritten_of,
 )
 from tokenvm.residency.policy.base import Policy
 from tokenvm.residency.policy.lru import Lru
@@ -64,8 +63,7 @@ class MemoryManager:
         self._moves = Moves(self.ledger, self._transfers, policy, self._sweep)
         self.index = PrefixIndex(keep_policy or Lru())
         self.room = Room(self.ledger, policy, self.index, self._moves)
-        self._idle_written = 0  # no idle page was left to write at this version of the index
-        self._stuck: tuple[int, ...] = ()  # and none could leave at these
+        self._stuck: tuple[int, ...] = ()  # no idle page could leave at these versions
 
     def new_page(self, running: Sequence[Pages]) -> UnitId:
         """Make an open page: a zero-filled device slot. What has to leave for it leaves.
@@ -115,15 +113,8 @@ class MemoryManager:
         self._write(running)
 
     def write_idle(self, running: Sequence[Pages]) -> None:
-        """Once three quarters of the device are taken: write idle pages behind, as long as there is room below."""
-        crowded = self.ledger.free(Tier.DEVICE) * 4 < self.ledger.capacity(Tier.DEVICE)
-        if not (crowded and self.room.free_below) or self.index.version == self._idle_written:
-            return
-        needed = {unit for pages in running for unit in pages}
-        victims = choose_idle(self.ledger.used(Tier.DEVICE), self.ledger, self.policy, needed)
-        self._write_idle(victims)
-        if self.room.free_below:
-            self._idle_written = self.index.version
+        """Start copying idle pages down, at low priority, if the device is crowded; see `Room.idle_to_write`."""
+        self._write([self.room.idle_to_write(running)])
 
     def write_along(self, units: Sequence[UnitId]) -> None:
         """Copy open pages down while a step fills them, each layer once `filled` says so; if that cannot be, behind."""
@@ -169,7 +160,7 @@ class MemoryManager:
         if arrivals.displaced:
             self.room.displace(len(arrivals.units) + keep_free, needed)
         missing = len(arrivals.units) - self._bring_up(arrivals.units, keep_free)
-        self._write_idle(choose_idle(missing, self.ledger, self.policy, needed))
+        self._write([unwritten_of(choose_idle(missing, self.ledger, self.policy, needed))])
         return Answer.IN_FLIGHT if missing else Answer.HIT
 
     def reserve(self, pages: int) -> None:
@@ -282,9 +273,6 @@ class MemoryManager:
         moves = [self.ledger.begin(unit, self.ledger.find(unit).tier, Tier.DEVICE) for unit in coming]
         self._moves.start(moves)
         return len(coming)
-
-    def _write_idle(self, victims: Sequence[Victim]) -> None:
-        self._write([[victim.unit for victim in victims if victim.parting is Parting.DEMOTE]])
 
     def _write(self, pages: Sequence[Pages]) -> None:
         chosen = choose_write_behind(self.ledger, pages)

@@ -58,12 +58,9 @@ def test_open_pages_that_do_not_come_back_change_no_bit(kv_format: str, tmp_path
     with running(model, tmp_path, kv_cache_dtype=kv_format) as engine:
         expected = speak(engine, prompts, TOKENS)
     backend, random = SimDevice(7), Random(7)
-    failed: list[SimCopy] = []
 
     def now_and_then(copy: SimCopy) -> bool:
-        fails = copy.kind is Kind.READ and random.random() < 0.05
-        failed.extend([copy] * fails)
-        return fails
+        return copy.kind is Kind.READ and random.random() < 0.15
 
     backend.fail_when(now_and_then)
     with running(model, tmp_path, device_pages=14, backend=backend, kv_cache_dtype=kv_format) as engine:
@@ -72,4 +69,4 @@ def test_open_pages_that_do_not_come_back_change_no_bit(kv_format: str, tmp_path
         engine.kvcache._pauses._renew = lambda *given: (fallen.append(given), renew(*given))  # type: ignore
         pause_at_random(engine, 7)
         assert speak(engine, prompts, TOKENS) == expected
-    assert len(fallen) > 2
+    assert fallen

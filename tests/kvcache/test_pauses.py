@@ -55,6 +55,15 @@ def test_it_goes_on_where_it_was_if_nothing_had_to_leave(tmp_path: Path) -> None
         made.run_out(seq)
 
 
+def test_who_has_not_begun_has_nothing_to_pause(tmp_path: Path) -> None:
+    with desk(tmp_path, 4) as made:
+        seq = made.announce(0, text(0, 1.5))
+        made.follow(pauses=(seq,))
+        made.follow(resumes=(seq,))
+        made.begin(seq)
+        made.run_out(seq)
+
+
 def test_staging_resumes_whom_nobody_resumed(tmp_path: Path) -> None:
     with desk(tmp_path, 4, disk=8) as made:
         seq = begun(made, 0, text(0, 2.5), 1.5)

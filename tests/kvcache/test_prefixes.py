@@ -32,12 +32,15 @@ def test_what_was_produced_after_the_prompt_is_found_too(tmp_path: Path) -> None
         assert made.whole_life(1, text(0, 4)) == 3 * BLOCK
 
 
-def test_a_salt_separates_and_unannounced_sequences_share_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_salt_separates_and_created_sequences_share_nothing(announced: bool, tmp_path: Path) -> None:
     with desk(tmp_path, 9) as made:
         made.whole_life(0, text(0, 2.5))
         assert made.whole_life(1, text(0, 2.5), salt="mine") == 0
         assert made.whole_life(2, text(0, 2.5), salt="mine") == 2 * BLOCK
         seq = SeqId(3)
+        if announced:
+            made.announce(seq, text(60, 2.5))
         made.prompts[seq], made.tokens[seq] = text(60, 2.5), []
         made.kv.create(seq)
         made.finish(seq)
@@ -289,6 +292,26 @@ def test_idle_pages_are_written_behind_once_the_device_is_crowded(tmp_path: Path
         made.run_out(seq)
         made.vm.finish_transfers()
         assert made.vm.ledger.used(Tier.DISK) == 3, "those that nobody runs"
+
+
+def test_older_pages_below_make_room_before_it_is_needed(tmp_path: Path) -> None:
+    """With tiers full of idle pages, no sequence waits for a write: what leaves next has been written."""
+    with desk(tmp_path, 5, disk=4) as made:
+        urgent = []
+        start = made.vm._transfers.submit
+        made.vm._transfers.submit = lambda moves, now=False: (urgent.extend(moves * now), start(moves, now))[
+            1
+        ]  # type: ignore
+        for name in range(10):
+            made.whole_life(name, text(10 * name, 3.5))
+            made.vm.finish_transfers()
+        assert made.vm.ledger.free(Tier.DISK) == 0
+        del urgent[:]
+        for name in range(10, 16):
+            made.whole_life(name, text(10 * name, 3.5))
+            made.vm.finish_transfers()
+        assert not urgent
+        assert made.whole_life(20, text(140, 3.5)) == 3 * BLOCK
 
 
 def test_running_pages_come_back_in_the_place_of_idle_ones(tmp_path: Path) -> None:

@@ -159,6 +159,37 @@ def test_a_move_starts_from_a_whole_copy_and_goes_where_there_is_none() -> None:
         ledger.begin(unit, Tier.HOST, Tier.DEVICE)
 
 
+def test_a_page_is_opened_again_only_where_it_is_alone() -> None:
+    ledger = small_ledger()
+    unit = sealed_page(ledger, *BOTH)
+    with pytest.raises(AssertionError, match="would be stale"):
+        ledger.unseal(unit)
+    ledger.drop(unit, Tier.DISK)
+    ledger.unseal(unit)
+    assert not ledger.sealed(unit)
+    ledger.seal(unit)
+    move = ledger.begin(unit, Tier.DEVICE, Tier.HOST)
+    with pytest.raises(AssertionError, match="would be stale"):
+        ledger.unseal(unit)
+    ledger.fail(move)
+    ledger.unseal(unit)
+    below = sealed_page(ledger, Tier.DISK)
+    with pytest.raises(AssertionError, match="would be stale"):
+        ledger.unseal(below)
+
+
+def test_owners_are_counted_as_long_as_the_page_lives() -> None:
+    ledger = small_ledger()
+    unit = sealed_page(ledger)
+    ledger.retain(unit)
+    assert ledger.owners(unit) == 2
+    ledger.release(unit)
+    assert ledger.owners(unit) == 1
+    assert unit in ledger
+    ledger.release(unit)
+    assert unit not in ledger
+
+
 def test_freed_device_slots_and_high_water_are_told() -> None:
     ledger = small_ledger()
     first, second = sealed_page(ledger, *BOTH), sealed_page(ledger, *BOTH)

@@ -141,3 +141,21 @@ def test_check_fails_when_a_law_is_broken() -> None:
     table._entries[A].pages[2] = UnitId(10)
     with pytest.raises(AssertionError, match="twice"):
         table.check()
+
+
+def test_a_sequence_begins_with_pages_that_others_computed() -> None:
+    table = table_with(9)
+    version = table.version
+    table.adopt(B, table.pages(A)[:2], table.keys(A)[:2])
+    assert table.version > version
+    assert (table.length_tokens(B), table.pages(B), table.last_key(B)) == (8, [10, 11], b"11")
+    table.append(B, UnitId(90))
+    assert table.pages(A) == [10, 11, 12], "the lists are their own"
+    table.check()
+
+
+def test_the_open_page_is_the_one_that_holds_the_last_committed_tokens() -> None:
+    assert [table_with(length).open_page(A) for length in (0, 3, 4, 9)] == [[], [10], [], [12]]
+    table = table_with(9)
+    assert table.replace(A, 2, UnitId(77)) == 12
+    assert table.open_page(A) == [77]

@@ -15,9 +15,12 @@ from tokenvm.residency.planner import (
     Pages,
     Parting,
     Victim,
+    choose_idle,
     choose_promotions,
+    choose_running,
     choose_victims,
     choose_write_behind,
+    unwritten_of,
 )
 from tokenvm.residency.policy.base import NoPolicy
 from tokenvm.residency.policy.lru import Lru
@@ -118,6 +121,25 @@ def test_nobody_is_told_to_write_where_there_is_no_room() -> None:
     policy = Lru()
     policy.insert(idle)
     assert choose_victims(3, ledger, policy, [[going, dirty]]) == [Victim(going, Parting.AWAIT)]
+
+
+@examples
+@given(situations(), st.integers(0, 12), st.integers(0, 12))
+def test_idle_and_running_victims_take_no_more_room_below_than_there_is(
+    situation: tuple[Ledger, dict[UnitId, str], list[list[UnitId]], list[UnitId]], count: int, room: int
+) -> None:
+    ledger, kinds, running, idle = situation
+    policy = Lru()
+    for unit in kinds:
+        policy.insert(unit)
+    needed = {unit for pages in running for unit in pages}
+    from_idle = choose_idle(count, ledger, policy, needed, room)
+    for victims, candidates in ((from_idle, idle), (choose_running(count, ledger, running, room), needed)):
+        assert len(unwritten_of(victims)) <= room
+        assert {victim.unit for victim in victims} <= set(candidates)
+        leaving = [unit for unit in candidates if KINDS[kinds[unit]]]
+        free = [unit for unit in leaving if KINDS[kinds[unit]] is not Parting.DEMOTE]
+        assert len(victims) == min(count, len(free) + min(room, len(leaving) - len(free)))
 
 
 @examples

@@ -106,6 +106,11 @@ def unwritten(ledger: Ledger, running: Sequence[Pages]) -> list[UnitId]:
     ]
 
 
+def unwritten_of(victims: Sequence[Victim]) -> list[UnitId]:
+    """Return those that cannot leave before a copy of them was written."""
+    return [victim.unit for victim in victims if victim.parting is Parting.DEMOTE]
+
+
 def choose_write_behind(ledger: Ledger, running: Sequence[Pages]) -> list[tuple[UnitId, Tier]]:
     """Choose the sealed pages that have no copy below the device, in order, each with the tier it goes to."""
     tiers = (tier for tier in (Tier.HOST, Tier.DISK) for _ in range(ledger.free(tier)))
