@@ -141,12 +141,12 @@ def test_the_largest_are_those_of_a_full_sort(seed: int, steps: int, vocab: int)
 
 def test_places_are_those_of_numpys_philox() -> None:
     for seed in (0, 5, -1, 2**64 - 1, 2**80 + 7):
-        for answer, index in ((0, 0), (0, 1), (3, 0), (1023, 10**6)):
-            bits = np.random.Philox(key=seed % (1 << 64), counter=[0, 0, answer, index])
-            assert uniform(seed, answer, index) == np.random.Generator(bits).random()
+        for completion, index in ((0, 0), (0, 1), (3, 0), (1023, 10**6)):
+            bits = np.random.Philox(key=seed % (1 << 64), counter=[0, 0, completion, index])
+            assert uniform(seed, completion, index) == np.random.Generator(bits).random()
 
 
-def test_streams_differ_by_seed_answer_and_index() -> None:
+def test_streams_differ_by_seed_completion_and_index() -> None:
     places = {uniform(*key) for key in [(s, a, i) for s in range(4) for a in range(4) for i in range(4)]}
     assert len(places) == 64
 

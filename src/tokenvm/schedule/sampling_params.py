@@ -13,7 +13,7 @@ MIN_TEMPERATURE: Final = 1e-6
 """Below it, logits divided by the temperature may overflow."""
 
 MAX_N: Final = 1024
-"""More answers to one prompt than this are a mistake."""
+"""More completions of one prompt than this are a mistake."""
 
 ALL: Final = -1
 """As `logprobs` or `prompt_logprobs`: of the whole vocabulary."""
@@ -95,9 +95,9 @@ RANGES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
 class SamplingParams:
     """How to choose tokens; names, defaults and meanings are those of vLLM.
 
-    n answers are drawn from random streams of their own. temperature 0 is greedy. Logits are changed in this order:
-    logit_bias, repetition_penalty (tokens of prompt and answer), frequency_penalty and presence_penalty (of the
-    answer), min_tokens (end tokens and stop_token_ids cannot come, stop strings do not count), temperature, min_p,
+    n completions are drawn from random streams of their own. temperature 0 is greedy. Logits are changed in this order:
+    logit_bias, repetition_penalty (tokens of prompt and completion), frequency_penalty and presence_penalty (of the
+    completion), min_tokens (end tokens and stop_token_ids cannot come, stop strings do not count), temperature, min_p,
     top_k, top_p. top_k 0 or -1, top_p 1.0 and min_p 0.0 cut nothing. max_tokens None is as many as the model allows.
     `logprobs` and `prompt_logprobs` ask for that many of the best tokens beside the one that stands there, under the
     model's own distribution: before everything above. A seed makes a request repeatable, alone and in any batch.
