@@ -64,7 +64,7 @@ def cut(row: Logits, params: SamplingParams, slack: float = 0.0) -> list[int]:
 @st.composite
 def cuts(draw_: st.DrawFn) -> SamplingParams:
     return SamplingParams(
-        temperature=draw_(st.sampled_from([0.05, 0.7, 1.0, 3.0])),
+        temperature=draw_(st.sampled_from([0.05, 0.7, 1.0, 3.0, 1e6])),
         top_k=draw_(st.sampled_from([0, -1, 1, 2, 40, 128, 129, 700, VOCAB, 10**6])),
         top_p=draw_(st.sampled_from([1.0, 0.999, 0.95, 0.5, 1e-4]) | st.floats(0.001, 1)),
         min_p=draw_(st.sampled_from([0.0, 0.0, 1e-4, 0.1, 1.0])),

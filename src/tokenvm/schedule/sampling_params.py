@@ -12,6 +12,9 @@ from tokenvm.errors import RequestError
 MIN_TEMPERATURE: Final = 1e-6
 """Below it, logits divided by the temperature may overflow."""
 
+MAX_TEMPERATURE: Final = 1e6
+"""Above it, every token is as likely as any other anyway."""
+
 MAX_N: Final = 1024
 """More completions of one prompt than this are a mistake."""
 
@@ -52,8 +55,8 @@ _LOGPROBS = (
 RANGES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "n": (f"a whole number from 1 to {MAX_N}", lambda value: _is_whole(value, 1, MAX_N)),
     "temperature": (
-        f"0 for greedy, or a number from {MIN_TEMPERATURE} on",
-        lambda value: _is_number(value) and (value == 0 or value >= MIN_TEMPERATURE),
+        f"0 for greedy, or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:.0f}",
+        lambda value: value == 0 and _is_number(value) or _is_number(value, MIN_TEMPERATURE, MAX_TEMPERATURE),
     ),
     "top_p": ("a number above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1),
     "top_k": ("-1 or 0 for off, or a positive whole number", lambda value: _is_whole(value, -1)),
