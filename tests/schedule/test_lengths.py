@@ -17,7 +17,9 @@ from tokenvm.vocab import SeqId
 
 
 def sequence(number: int, produced: int = 0, allowed: int = 100, kind: str = "") -> Sequence:
-    made = Sequence(SeqId(number), Request(f"r{number}", (1, 2), SamplingParams(), request_class=kind), allowed)
+    made = Sequence(
+        SeqId(number), Request(f"r{number}", (1, 2), SamplingParams(), request_class=kind), allowed
+    )
     made.tokens += [7] * produced
     return made
 
