@@ -211,6 +211,25 @@ def bench_memory(
     _finish(report, write, as_json)
 
 
+@bench.command("schedule")
+def bench_schedule(
+    running: Annotated[str, typer.Option(help="Running sequences, comma separated.")] = "64,512,4096",
+    waiting: Annotated[int, typer.Option(min=1, help="Sequences that wait.")] = 4000,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps.")] = 200,
+    lock: Lock = None,
+    write: Write = None,
+    as_json: Json = False,
+) -> None:
+    """Time the decision what a step computes, with many sequences running and thousands waiting. Needs no model."""
+    from tokenvm.bench.schedule import measure
+    from tokenvm.bench.subject import turn
+
+    sizes = _whole_numbers("--running", running)
+    with turn(lock):
+        report = measure(sizes, waiting, steps, _console())
+    _finish(report, write, as_json)
+
+
 def _subject(
     model: str,
     dtype: str,

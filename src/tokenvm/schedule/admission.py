@@ -25,7 +25,7 @@ from tokenvm.schedule.sharing import Sharing, path_of
 from tokenvm.vocab import Answer, SeqId
 
 BATCH: Final = 16
-"""How many sequences are tried together."""
+"""How many sequences are tried together at most: twice as many as before where all fitted, else as many as did."""
 
 
 class Admission:
@@ -40,6 +40,7 @@ class Admission:
         self._paused: dict[SeqId, int] = {}  # sequence → how many had ended when it was paused
         self._paused_pages = 0
         self._ended = 0
+        self._reach = BATCH
         self._sharing = Sharing()
         self._lengths = ExpectedLengths()
         self._forecasting = Forecasting(limits, self.running, self._sharing, self._lengths)
@@ -49,8 +50,9 @@ class Admission:
         self._forecasting.tick()
         paused = self._make_room()
         resumed: list[Sequence] = []
-        while batch := self._next_batch():
+        while self._worth_trying() and (batch := self._next_batch()):
             taken = self._fitting(batch)
+            self._reach = min(BATCH, 2 * self._reach) if taken == len(batch) else max(1, taken)
             for sequence in batch[taken:]:
                 self.queue.push(sequence)
             resumed += self._start(batch[:taken])
@@ -120,12 +122,17 @@ class Admission:
         if not sequence.path:
             sequence.path = path_of(sequence.request, self._limits.block_tokens)
 
+    def _worth_trying(self) -> bool:
+        """Whether somebody waits who was not just refused."""
+        first = self.queue.first()
+        return first is not None and (not len(self.running) or self._forecasting.worth_asking(first))
+
     # Who may own pages
 
     def _next_batch(self) -> list[Sequence]:
         """Take from the queue those whom the hard rule allows, a few at a time."""
         batch: list[Sequence] = []
-        while len(batch) < BATCH:
+        while len(batch) < self._reach:
             first = self.queue.first()
             if first is None or not self._holds([*batch, first]) or not self._may_return(first):
                 break
@@ -156,8 +163,6 @@ class Admission:
         if not limits.lookahead or slots <= limits.device_slots:
             return len(batch)
         least = 0 if len(running) else 1
-        if not self._forecasting.worth_asking(batch[0]):
-            return least
         for sequence in batch:
             if not sequence.begun:
                 self.look_up(sequence)

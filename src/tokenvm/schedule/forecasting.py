@@ -13,7 +13,7 @@ from tokenvm.schedule.usage import Forecast, Row
 from tokenvm.vocab import SeqId
 
 FEW: Final = 256
-"""A forecast serves one step more for each so many running sequences."""
+"""A forecast serves one step for each so many running sequences. For fewer, it is made anew each time."""
 
 PATIENCE: Final = 16
 """After how many steps in which nobody ended the first in the queue is tried again."""
@@ -25,6 +25,7 @@ class Forecasting:
     def __init__(self, limits: Limits, running: Running, sharing: Sharing, lengths: ExpectedLengths) -> None:
         self._limits, self._running = limits, running
         self._sharing, self._lengths = sharing, lengths
+        self._most_tokens = (limits.device_slots - limits.beside) * limits.block_tokens
         self._now = 0
         self._forecast: Forecast | None = None
         self._made = 0
@@ -49,6 +50,7 @@ class Forecasting:
 
     def fitting(self, batch: list[Sequence]) -> int:
         """Return how many of the first fit on the device beside those that run, in every step to come."""
+        self._lengths.refresh()
         rows = [self._row(sequence) for sequence in batch]
         if self._forecast is None or not self._fresh():
             self._forecast = self._made_of(rows)
@@ -61,13 +63,10 @@ class Forecasting:
 
     def outgrows(self, sequence: Sequence) -> bool:
         """Whether a sequence is expected to take more than the device alone."""
-        return self._outgrows(len(sequence.tokens) + self._lengths.remaining(sequence) - 1)
-
-    def _outgrows(self, tokens: int) -> bool:
-        return self._limits.pages(tokens) + self._limits.beside > self._limits.device_slots
+        return len(sequence.tokens) + self._lengths.remaining(sequence) - 1 > self._most_tokens
 
     def _fresh(self) -> bool:
-        return self._forecast is not None and self._now - self._made <= len(self._running) // FEW
+        return self._forecast is not None and self._now - self._made < len(self._running) // FEW
 
     def _made_of(self, likely: list[Row]) -> Forecast:
         limits, running = self._limits, self._running
@@ -79,14 +78,15 @@ class Forecasting:
     def _row(self, sequence: Sequence) -> Row:
         block = self._limits.block_tokens
         computed, known = sequence.computed, len(sequence.tokens)
-        depth = self._sharing.depth(sequence.seq)
-        if not sequence.begun:
-            depth = sequence.found
-            computed = max(computed, depth * block)
-        decoding = known - computed == 1 and known > sequence.prompt_tokens
         remaining = self._lengths.remaining(sequence)
-        fixed = 0
-        if sequence.oversize or self._outgrows(known + remaining - 1):
-            fixed, depth = self._limits.open_slots + 1, 0
-        depth = min(depth, computed // block)
-        return Row(computed, known - computed, remaining, decoding, fixed, sequence.path, depth)
+        if sequence.begun:
+            depth = self._sharing.depth(sequence.seq)
+            if depth * block > computed:
+                depth = computed // block
+        else:
+            depth = sequence.found
+            computed = computed or depth * block
+        decoding = known - computed == 1 and known > sequence.prompt_tokens
+        if sequence.oversize or known + remaining - 1 > self._most_tokens:
+            return Row(computed, known - computed, remaining, decoding, self._limits.open_slots + 1)
+        return Row(computed, known - computed, remaining, decoding, 0, sequence.path, depth)

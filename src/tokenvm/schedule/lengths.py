@@ -35,14 +35,17 @@ MAX_CLASSES: Final = 1024
 
 
 class Class:
-    """The answers of one class of requests. Entering one takes constant time; the table is made when it is read."""
+    """The answers of one class of requests. Entering one takes constant time, making the table anew BINS times that.
+
+    `shares`: the part of what is allowed that is expected of those that got as far as each bin; empty until it is warm.
+    """
 
     def __init__(self) -> None:
         self._bins: deque[int] = deque()
         self._counts = [0] * BINS
         self._begun = 0
         self._early = WARM  # of the first that begin, how many have not ended
-        self._shares: list[float] = []
+        self.shares: list[float] = []
 
     def begin(self) -> int:
         """Note that a sequence begins; return the number to end it with."""
@@ -59,16 +62,11 @@ class Class:
         self._counts[self._bins[-1]] += 1
         if len(self._bins) > WINDOW:
             self._counts[self._bins.popleft()] -= 1
-        self._shares = []
 
-    def expected(self, produced: int, allowed: int) -> int:
-        """Return how many tokens a sequence will have produced in the end: more than now, at most `allowed`."""
-        if self._early > 0 or len(self._bins) < WARM:
-            return allowed
-        if not self._shares:
-            self._shares = _shares(self._counts)
-        share = self._shares[((produced + 1) * BINS - 1) // allowed]
-        return min(allowed, max(produced + 1, math.ceil(share * allowed)))
+    def refresh(self) -> None:
+        """Make the table anew."""
+        if self._early <= 0 and len(self._bins) >= WARM:
+            self.shares = _shares(self._counts)
 
 
 def _shares(counts: list[int]) -> list[float]:
@@ -91,6 +89,7 @@ class ExpectedLengths:
     def __init__(self) -> None:
         self._classes: OrderedDict[str, Class] = OrderedDict()
         self._numbers: dict[SeqId, tuple[Class, int]] = {}
+        self._changed: set[Class] = set()
 
     def begin(self, sequence: Sequence) -> None:
         """Note that a sequence begins."""
@@ -104,12 +103,22 @@ class ExpectedLengths:
             found.end(number)
             if answered:
                 found.enter(sequence.new_tokens, sequence.max_new_tokens)
+            self._changed.add(found)
+
+    def refresh(self) -> None:
+        """Let what ended since the last time count."""
+        for changed in self._changed:
+            changed.refresh()
+        self._changed.clear()
 
     def remaining(self, sequence: Sequence) -> int:
         """Return how many more tokens a sequence is expected to produce: at least 1."""
         found = self._classes.get(sequence.request.request_class)
-        produced, allowed = sequence.new_tokens, sequence.max_new_tokens
-        return (allowed if found is None else found.expected(produced, allowed)) - produced
+        produced, allowed = len(sequence.tokens) - sequence.prompt_tokens, sequence.max_new_tokens
+        if found is None or not found.shares:
+            return allowed - produced
+        expected = math.ceil(found.shares[((produced + 1) * BINS - 1) // allowed] * allowed)
+        return max(1, min(expected, allowed) - produced)
 
     def _of(self, sequence: Sequence) -> Class:
         name = sequence.request.request_class

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tokenvm.schedule.sharing import Path
@@ -53,7 +54,8 @@ class Forecast:
         self._last_use: dict[int, int] = {}  # shared page → the step in which its last holder ends
         sweep = _Sweep(block_tokens, beside, rate, self._last_use)
         for row in rows:
-            sweep.add(row, *self._span(row, 0))
+            first, last = self._span(row, 0)
+            sweep.add(row, first, last, self._backlog)
         backlog = self._backlog
         extra = {self._span(row, 0)[1] for row in likely}
         self._backlog = backlog
@@ -114,71 +116,90 @@ class Forecast:
         return added
 
 
+@dataclass(slots=True)
+class _End:
+    """The sums over all rows that end in one step."""
+
+    wholes: int = 0
+    others: int = 0  # slots beside and fixed ones, less shared pages
+    remainders: list[int] = field(default_factory=list)
+    sharing: list[Row] = field(default_factory=list)
+
+
 class _Sweep:
     """Goes through the ends of rows from the last to the first, and counts what is taken at each."""
 
     def __init__(self, block_tokens: int, beside: int, rate: int, last_use: dict[int, int]) -> None:
         self._block, self._beside, self._rate = block_tokens, beside, rate
         self._last_use = last_use
-        self._ends: dict[int, list[tuple[int, Row]]] = {}
+        self._ends: dict[int, _End] = {}
         self._prefills: list[tuple[int, int, Row]] = []  # end of prefill, tokens prefilled by then, row
-        self._prefilled = 0
         self._first: tuple[int, Row] | None = None  # of those that still prefill
         self._remainders = [0] * block_tokens
         self._decoding = 0  # those whose prefill has ended, of the rows entered
         self._wholes = 0  # the sum of their Q
         self._begun_pages = 0  # what those that still prefill hold now
-        self._other = 0  # slots beside, fixed ones, and shared pages less their holders
+        self._others = 0
 
-    def add(self, row: Row, first: int, last: int) -> None:
-        """Take a row that ends its prefill in step `first` and itself in step `last`; prefills come in order."""
+    def add(self, row: Row, first: int, last: int, backlog: int) -> None:
+        """Take a row that ends its prefill in step `first`, at `backlog` tokens, and itself in step `last`."""
+        end = self._ends.get(last)
+        if end is None:
+            end = self._ends[last] = _End()
         if not row.decoding:
-            self._prefilled += row.pending
-            self._prefills.append((first, self._prefilled, row))
-        self._ends.setdefault(last, []).append((first, row))
+            self._prefills.append((first, backlog, row))
+        if row.fixed:
+            end.others += row.fixed
+            return
+        whole, remainder = self._place(row, first)
+        end.wholes += whole
+        end.remainders.append(remainder)
+        end.others += self._beside - row.depth
+        if row.depth:
+            end.sharing.append(row)
 
     def run(self, extra: set[int]) -> tuple[list[int], list[int]]:
         """Return the steps in which rows end, and the `extra` ones, ascending, and the slots taken in each."""
         steps = sorted(self._ends.keys() | extra, reverse=True)
         taken = []
         for step in steps:
-            for first, row in self._ends.get(step, ()):
-                self._enter(row, first, step)
+            if step in self._ends:
+                self._enter(self._ends[step], step)
             while self._prefills and self._prefills[-1][0] > step:
                 self._to_prefill()
             taken.append(self._taken(step))
         return steps[::-1], taken[::-1]
 
-    def _enter(self, row: Row, first: int, last: int) -> None:
-        if row.fixed:
-            self._other += row.fixed
-            return
-        self._other += self._beside - row.depth
-        for page in reversed(row.path[: row.depth]):
-            if page in self._last_use:
-                break  # and with it all pages before it
-            self._last_use[page] = last
-            self._other += 1
-        self._count_decoding(row, first, 1)
+    def _place(self, row: Row, first: int) -> tuple[int, int]:
+        return divmod(row.computed + row.pending - first + self._block - 1, self._block)
 
-    def _count_decoding(self, row: Row, first: int, change: int) -> None:
-        block = self._block
-        whole, remainder = divmod(row.computed + row.pending - first + block - 1, block)
-        self._remainders[remainder] += change
-        self._wholes += change * whole
-        self._decoding += change
+    def _enter(self, end: _End, last: int) -> None:
+        self._wholes += end.wholes
+        self._others += end.others
+        self._decoding += len(end.remainders)
+        for remainder in end.remainders:
+            self._remainders[remainder] += 1
+        for row in end.sharing:
+            for page in reversed(row.path[: row.depth]):
+                if page in self._last_use:
+                    break  # and with it all pages before it
+                self._last_use[page] = last
+                self._others += 1
 
     def _to_prefill(self) -> None:
         first, done, row = self._prefills.pop()
         self._first = done, row
         if not row.fixed:
-            self._count_decoding(row, first, -1)
+            whole, remainder = self._place(row, first)
+            self._wholes -= whole
+            self._remainders[remainder] -= 1
+            self._decoding -= 1
             self._begun_pages += -(-row.computed // self._block)
 
     def _taken(self, step: int) -> int:
         turns, rest = divmod(step, self._block)
         pages = self._wholes + self._decoding * turns + sum(self._remainders[self._block - rest :])
-        return pages + self._begun_pages + self._filling(step) + self._other
+        return pages + self._begun_pages + self._filling(step) + self._others
 
     def _filling(self, step: int) -> int:
         """Return the pages that the first of those that still prefill has got by then."""
