@@ -56,7 +56,9 @@ RANGES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "n": (f"a whole number from 1 to {MAX_N}", lambda value: _is_whole(value, 1, MAX_N)),
     "temperature": (
         f"0 for greedy, or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:.0f}",
-        lambda value: value == 0 and _is_number(value) or _is_number(value, MIN_TEMPERATURE, MAX_TEMPERATURE),
+        lambda value: (
+            (value == 0 and _is_number(value)) or _is_number(value, MIN_TEMPERATURE, MAX_TEMPERATURE)
+        ),
     ),
     "top_p": ("a number above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1),
     "top_k": ("-1 or 0 for off, or a positive whole number", lambda value: _is_whole(value, -1)),
