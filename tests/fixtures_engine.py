@@ -125,9 +125,14 @@ def running(
     max_tokens_per_forward: int = 64,
     threads: int = 1,
     kv_cache_dtype: str = "auto",
+    lookahead: bool = False,
+    enable_prefix_caching: bool = True,
     **memory: object,
 ) -> Iterator[Engine]:
-    """An engine with poisoned free slots, whose laws are checked at the end; no `device_pages`: room for all."""
+    """An engine with poisoned free slots, whose laws are checked at the end; no `device_pages`: room for all.
+
+    Without `lookahead` all sequences run at once, so that every path spills.
+    """
     page = page_bytes(model, kv_cache_dtype)
     limits = {
         "kv_cache_dtype": kv_cache_dtype,
@@ -143,6 +148,8 @@ def running(
         max_tokens_per_forward=max_tokens_per_forward,
         threads=threads,
         poison=True,
+        lookahead=lookahead,
+        enable_prefix_caching=enable_prefix_caching,
     )
     engine = build_engine(model, settings, backend)
     try:

@@ -33,8 +33,8 @@ class Collector:
     ) -> None:
         params = request.params
         silent = frozenset() if params.include_stop_str_in_output else _stop_tokens(params, ends)
-        self._answers = [_Answer(index, params, tokenizer, silent) for index in range(params.n)]
-        outputs = [answer.output for answer in self._answers]
+        self._completions = [_Completion(index, params, tokenizer, silent) for index in range(params.n)]
+        outputs = [completion.output for completion in self._completions]
         self.output = RequestOutput(request.request_id, prompt, list(request.prompt_token_ids), outputs)
         if params.prompt_logprobs is not None:
             self.output.prompt_logprobs = [None]
@@ -49,7 +49,7 @@ class Collector:
 
     def name(self, seqs: Sequence[SeqId]) -> None:
         """Learn the numbers of the request's sequences, in order; must come first where there are several."""
-        assert len(seqs) == len(self._answers), "one sequence for each answer"
+        assert len(seqs) == len(self._completions), "one sequence for each completion"
         self._places = {seq: index for index, seq in enumerate(seqs)}
 
     @property
@@ -73,54 +73,54 @@ class Collector:
 
     def hear(self, event: Event, choices: Mapping[SeqId, Choice], now_s: float) -> bool:
         """Take in an event; return whether a stop string ended the text and the sequence has to be stopped."""
-        answer = self._answers[self._index(event.seq)]
-        if answer.finished:
+        completion = self._completions[self._index(event.seq)]
+        if completion.finished:
             return False
         if isinstance(event, TokenEvent):
-            return self._token(answer, event, choices[event.seq], now_s)
+            return self._token(completion, event, choices[event.seq], now_s)
         if event.stop_token in (self._request.params.stop_token_ids or ()):
-            answer.output.stop_reason = event.stop_token
-        self._finish(answer, event.reason, now_s)
+            completion.output.stop_reason = event.stop_token
+        self._finish(completion, event.reason, now_s)
         return False
 
     def drain(self) -> list[StreamChunk]:
         """Return what has come since last asked."""
-        for answer in self._answers:
-            answer.join()
+        for completion in self._completions:
+            completion.join()
         chunks, self._chunks = self._chunks, []
         return chunks
 
     def _index(self, seq: SeqId) -> int:
         return self._places[seq] if self._places else 0
 
-    def _token(self, answer: _Answer, event: TokenEvent, choice: Choice, now_s: float) -> bool:
+    def _token(self, completion: _Completion, event: TokenEvent, choice: Choice, now_s: float) -> bool:
         if self._ttft_s is None:
             self._ttft_s = now_s - self._request.arrival_s
-        output = answer.output
+        output = completion.output
         if output.logprobs is not None:
             output.logprobs.append(self._logprobs(choice))
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + choice.logprob
-        fresh = answer.push(event.token, event.index)
-        if answer.stop is not None:
-            output.stop_reason = answer.stop
-            self._finish(answer, "stop", now_s, fresh)
+        fresh = completion.push(event.token, event.index)
+        if completion.stop is not None:
+            output.stop_reason = completion.stop
+            self._finish(completion, "stop", now_s, fresh)
         elif fresh:
-            self._give(answer, fresh)
-        return answer.stop is not None
+            self._give(completion, fresh)
+        return completion.stop is not None
 
-    def _finish(self, answer: _Answer, reason: str, now_s: float, fresh: str = "") -> None:
-        fresh += answer.finish(reason)
-        if all(one.finished for one in self._answers):
+    def _finish(self, completion: _Completion, reason: str, now_s: float, fresh: str = "") -> None:
+        fresh += completion.finish(reason)
+        if all(one.finished for one in self._completions):
             passed_s = now_s - self._request.arrival_s
             ttft_s = 0.0 if self._ttft_s is None else self._ttft_s
             queue_s = ttft_s if self._queue_s is None else self._queue_s
             self.output.metrics = RequestMetrics(ttft_s, passed_s, self._cached_tokens, queue_s)
             self.output.finished = True
-        self._give(answer, fresh)
+        self._give(completion, fresh)
 
-    def _give(self, answer: _Answer, fresh: str) -> None:
+    def _give(self, completion: _Completion, fresh: str) -> None:
         if self._streams:
-            output = answer.output
+            output = completion.output
             token = output.token_ids[-1] if output.token_ids else 0
             self._chunks.append(StreamChunk(fresh, token, output.finish_reason, self.output, output.index))
 
@@ -133,7 +133,7 @@ class Collector:
         }
 
 
-class _Answer:
+class _Completion:
     """One sequence's tokens and text; `stop` is the stop string that ended it, if one did."""
 
     def __init__(

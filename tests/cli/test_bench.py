@@ -78,6 +78,12 @@ def test_memory(bench):
     }
 
 
+def test_schedule(bench):
+    figures = bench("schedule", "--running", "2,5", "--waiting", "7", "--steps", "3", model=False)
+    assert [row["asked"] for row in figures["rows"]] == [2, 5]
+    assert all(row["most_ms"] >= row["p95_ms"] >= row["median_ms"] > 0 for row in figures["rows"])
+
+
 def test_tables_go_into_a_document(bench, tmp_path):
     document = tmp_path / "figures.md"
     document.write_text("# Memory\n\n<!-- memory --><!-- /memory -->\n")

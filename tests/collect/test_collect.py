@@ -1,4 +1,4 @@
-"""Outputs from events: against decoding everything each time, for several answers, prompts with scores, and times."""
+"""Outputs from events: against decoding everything each time, with several completions, scored prompts, and times."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_an_abort_gives_what_was_held_back(tokenizer: Tokenizer) -> None:
     assert (output.text, output.finish_reason, output.stop_reason) == ("h\ufffd", "abort", None)
 
 
-def test_several_answers_are_kept_apart_and_in_order(tokenizer: Tokenizer) -> None:
+def test_several_completions_are_kept_apart_and_in_order(tokenizer: Tokenizer) -> None:
     request = Request("r", PROMPT, SamplingParams(n=3, logprobs=0, stop="e"), 10.0)
     collector = Collector(request, None, tokenizer)
     seqs = [SeqId(at) for at in (7, 9, 8)]

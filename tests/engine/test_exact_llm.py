@@ -66,7 +66,7 @@ def test_a_seeded_request_draws_the_same_alone_and_in_a_batch(tokenizer: Tokeniz
     assert len({tuple(tokens) for tokens, *_ in alone}) == 3
 
 
-def test_several_answers_have_streams_of_their_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_several_completions_have_streams_of_their_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
     drawn = SamplingParams(n=3, temperature=1.0, seed=5, max_tokens=20, ignore_eos=True, logprobs=0)
     with open_llm(tokenizer, tmp_path) as llm:
         alone = [llm.generate(one, drawn, use_tqdm=False)[0] for one in PROMPTS]
@@ -82,7 +82,7 @@ def test_several_answers_have_streams_of_their_own(tokenizer: Tokenizer, tmp_pat
     assert len({str(one) for one in bits(greedy)}) == 1
 
 
-def test_one_answer_of_several_stops_and_the_others_go_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_one_completion_of_several_stops_and_the_others_go_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
     drawn = SamplingParams(n=3, temperature=1.0, seed=5, max_tokens=20, ignore_eos=True)
     with open_llm(tokenizer, tmp_path, pages=5) as llm:
         whole = [tokens for tokens, *_ in bits(llm.generate(PROMPTS[0], drawn, use_tqdm=False))]

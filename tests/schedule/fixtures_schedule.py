@@ -33,17 +33,9 @@ def scheduler(prefixes: Prefixes | None = None, **changed: Any) -> Scheduler:
     return Scheduler(replace(ROOMY, **changed), prefixes)
 
 
-def sampling(n: int = 1, prompt_logprobs: int | None = None, **params: Any) -> SamplingParams:
-    """Parameters, also with what the scheduler serves before the sampler does."""
-    made = SamplingParams(**params)
-    object.__setattr__(made, "n", n)
-    object.__setattr__(made, "prompt_logprobs", prompt_logprobs)
-    return made
-
-
 def request(name: str, prompt: int, max_tokens: int = 10, *, priority: int = 0, **params: Any) -> Request:
     ids = tuple([1] * prompt)
-    return Request(name, ids, sampling(max_tokens=max_tokens, **params), priority=priority)
+    return Request(name, ids, SamplingParams(max_tokens=max_tokens, **params), priority=priority)
 
 
 def step(schedule: Scheduler, token: int = 7, lost: Mapping[SeqId, int] | None = None) -> list[Event]:

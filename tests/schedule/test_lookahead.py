@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import hypothesis.strategies as st
-from fixtures_schedule import EOS, VOCAB, sampling
+from fixtures_schedule import EOS, VOCAB
 from hypothesis import Phase, given, settings
 
 from tokenvm.schedule.lengths import WARM
@@ -14,6 +14,7 @@ from tokenvm.schedule.limits import Limits
 from tokenvm.schedule.plan import FinishedEvent, Plan
 from tokenvm.schedule.prefixes import Match
 from tokenvm.schedule.request import Request, Sequence, Status
+from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.schedule.scheduler import Scheduler
 from tokenvm.vocab import Answer, SeqId, UnitId
 
@@ -63,7 +64,7 @@ class World:
     def add(
         self, name: str, prompt: tuple[int, ...], max_tokens: int, n: int, priority: int, kind: str
     ) -> None:
-        params = sampling(n=n, max_tokens=max_tokens)
+        params = SamplingParams(n=n, max_tokens=max_tokens)
         seqs = self.scheduler.add(Request(name, prompt, params, priority=priority, request_class=kind))
         assert [self.scheduler.sequence(seq).index for seq in seqs] == list(range(n))
         self.arrived |= dict.fromkeys(seqs, priority)

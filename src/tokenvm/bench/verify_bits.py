@@ -156,6 +156,7 @@ class Grid:
             max_num_seqs=len(self.prompts),
             max_tokens_per_forward=trial.chunk_tokens,
             threads=trial.threads,
+            lookahead=False,
         )
 
     def _run(

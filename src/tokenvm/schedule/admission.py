@@ -25,7 +25,7 @@ from tokenvm.schedule.sharing import Sharing, path_of
 from tokenvm.vocab import Answer, SeqId
 
 BATCH: Final = 16
-"""How many sequences are tried together."""
+"""How many sequences are tried together at most: twice as many as before where all fitted, else as many as did."""
 
 
 class Admission:
@@ -40,6 +40,7 @@ class Admission:
         self._paused: dict[SeqId, int] = {}  # sequence → how many had ended when it was paused
         self._paused_pages = 0
         self._ended = 0
+        self._reach = BATCH
         self._sharing = Sharing()
         self._lengths = ExpectedLengths()
         self._forecasting = Forecasting(limits, self.running, self._sharing, self._lengths)
@@ -56,6 +57,7 @@ class Admission:
         resumed: list[Sequence] = []
         while self._worth_trying() and (batch := self._next_batch()):
             taken = self._fitting(batch)
+            self._reach = min(BATCH, 2 * self._reach) if taken == len(batch) else max(1, taken)
             for sequence in batch[taken:]:
                 self.queue.push(sequence)
             resumed += self._start(batch[:taken])
@@ -135,7 +137,7 @@ class Admission:
     def _next_batch(self) -> list[Sequence]:
         """Take from the queue those whom the hard rule allows, a few at a time."""
         batch: list[Sequence] = []
-        while len(batch) < BATCH:
+        while len(batch) < self._reach:
             first = self.queue.first()
             if first is None or not self._holds([*batch, first]) or not self._may_return(first):
                 break

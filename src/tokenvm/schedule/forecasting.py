@@ -13,7 +13,7 @@ from tokenvm.schedule.usage import Forecast, Row
 from tokenvm.vocab import SeqId
 
 FEW: Final = 256
-"""A forecast serves one step more for each so many running sequences."""
+"""A forecast serves one step for each so many running sequences. For fewer, it is made anew each time."""
 
 PATIENCE: Final = 16
 """After how many steps in which nobody ended the first in the queue is tried again."""
@@ -66,7 +66,7 @@ class Forecasting:
         return len(sequence.tokens) + self._lengths.remaining(sequence) - 1 > self._most_tokens
 
     def _fresh(self) -> bool:
-        return self._forecast is not None and self._now - self._made <= len(self._running) // FEW
+        return self._forecast is not None and self._now - self._made < len(self._running) // FEW
 
     def _made_of(self, likely: list[Row]) -> Forecast:
         limits, running = self._limits, self._running

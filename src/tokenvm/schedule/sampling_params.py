@@ -12,8 +12,11 @@ from tokenvm.errors import RequestError
 MIN_TEMPERATURE: Final = 1e-6
 """Below it, logits divided by the temperature may overflow."""
 
+MAX_TEMPERATURE: Final = 1e6
+"""Above it, every token is as likely as any other anyway."""
+
 MAX_N: Final = 1024
-"""More answers to one prompt than this are a mistake."""
+"""More completions of one prompt than this are a mistake."""
 
 ALL: Final = -1
 """As `logprobs` or `prompt_logprobs`: of the whole vocabulary."""
@@ -52,8 +55,10 @@ _LOGPROBS = (
 RANGES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "n": (f"a whole number from 1 to {MAX_N}", lambda value: _is_whole(value, 1, MAX_N)),
     "temperature": (
-        f"0 for greedy, or a number from {MIN_TEMPERATURE} on",
-        lambda value: _is_number(value) and (value == 0 or value >= MIN_TEMPERATURE),
+        f"0 for greedy, or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE:.0f}",
+        lambda value: (
+            (value == 0 and _is_number(value)) or _is_number(value, MIN_TEMPERATURE, MAX_TEMPERATURE)
+        ),
     ),
     "top_p": ("a number above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1),
     "top_k": ("-1 or 0 for off, or a positive whole number", lambda value: _is_whole(value, -1)),
@@ -95,9 +100,9 @@ RANGES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
 class SamplingParams:
     """How to choose tokens; names, defaults and meanings are those of vLLM.
 
-    n answers are drawn from random streams of their own. temperature 0 is greedy. Logits are changed in this order:
-    logit_bias, repetition_penalty (tokens of prompt and answer), frequency_penalty and presence_penalty (of the
-    answer), min_tokens (end tokens and stop_token_ids cannot come, stop strings do not count), temperature, min_p,
+    n completions are drawn from random streams of their own. temperature 0 is greedy. Logits are changed in this order:
+    logit_bias, repetition_penalty (tokens of prompt and completion), frequency_penalty and presence_penalty (of the
+    completion), min_tokens (end tokens and stop_token_ids cannot come, stop strings do not count), temperature, min_p,
     top_k, top_p. top_k 0 or -1, top_p 1.0 and min_p 0.0 cut nothing. max_tokens None is as many as the model allows.
     `logprobs` and `prompt_logprobs` ask for that many of the best tokens beside the one that stands there, under the
     model's own distribution: before everything above. A seed makes a request repeatable, alone and in any batch.

@@ -24,13 +24,13 @@ _MULTIPLIERS: Final = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL: Final = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 
 
-def uniform(seed: int, answer: int, index: int) -> float:
-    """Return the number in [0, 1) for the `index`-th token of a request's `answer`-th sequence.
+def uniform(seed: int, completion: int, index: int) -> float:
+    """Return the number in [0, 1) for the `index`-th token of a request's `completion`-th sequence.
 
     Philox4x64-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011), keyed by the seed: a function
     of its counter, so nothing is carried from step to step.
     """
-    a, b, c, d = 1, 0, answer, index
+    a, b, c, d = 1, 0, completion, index
     key0, key1 = seed & _MASK, 0
     for _ in range(10):
         left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]

@@ -46,7 +46,7 @@ class Tally:
 class RowState:
     """One sequence's side of sampling. `index` is that of the token to come.
 
-    `answer` is which of a request's `n` sequences it is, `ends` the tokens that end a text unless ignored.
+    `completion` is which of a request's `n` sequences it is, `ends` the tokens that end a text unless ignored.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class RowState:
         seed: int,
         *,
         vocab_size: int,
-        answer: int = 0,
+        completion: int = 0,
         prompt: Sequence[int] = (),
         ends: Collection[int] = (),
     ) -> None:
         self.params = params
         self.seed = seed
-        self.answer = answer
+        self.completion = completion
         self.index = 0
         last = {*ends, *(params.stop_token_ids or ())} if params.min_tokens else ()
         self._last = np.array([token for token in last if token < vocab_size], dtype=np.int64)

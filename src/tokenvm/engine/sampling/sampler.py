@@ -39,7 +39,7 @@ def _choose(logits: Row, row: RowState) -> int:
     changed = row.changed(logits)
     if row.params.temperature == 0.0:
         return int(changed.argmax())
-    return draw(changed, row.params, uniform(row.seed, row.answer, row.index))
+    return draw(changed, row.params, uniform(row.seed, row.completion, row.index))
 
 
 class Sampler:
@@ -78,7 +78,7 @@ class Sampler:
             params,
             params.seed if params.seed is not None else (self._seed << 32) + sequence.seq,
             vocab_size=self._vocab_size,
-            answer=sequence.index,
+            completion=sequence.index,
             prompt=sequence.request.prompt_token_ids,
             ends=self._ends,
         )
