@@ -229,7 +229,8 @@ def _hear(engine: Engine, said: dict[str, Said], shown: dict[int, bytes], deaf_t
 
 
 def used_slots(engine: Engine) -> list[int]:
-    """Slots taken in each tier, once every move in flight has ended."""
+    """Slots taken in each tier, once every prefix is forgotten and every move in flight has ended."""
+    engine.kvcache.forget_prefixes()
     engine.kvcache.vm.finish_transfers()
     return [engine.kvcache.vm.ledger.used(tier) for tier in Tier]
 

@@ -75,6 +75,7 @@ def test_an_interrupt_leaks_no_slot(tmp_path, monkeypatch, point):
             engine.abort(f"r{number}")
     monkeypatch.setattr(place, name, original)
     assert stopped > 2
+    engine.kvcache.forget_prefixes()
     vm.finish_transfers()
     engine.kvcache.check()
     assert [vm.ledger.used(tier) for tier in (0, 1, 2)] == [0, 0, 0]

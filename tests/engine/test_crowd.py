@@ -1,0 +1,143 @@
+"""Many requests on a few pages, at random: arrivals, aborts, several answers, pauses, copies that fail.
+
+Ten thousand steps in all. Every law holds after each, and every request says what it says alone with room for all.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+from fixtures_engine import prompt, running, tiny_model
+
+from tokenvm.engine.engine import Engine, StepResult
+from tokenvm.memory.sim import SimDevice
+from tokenvm.schedule.plan import FinishedEvent
+from tokenvm.schedule.request import Request
+from tokenvm.schedule.sampling_params import SamplingParams
+from tokenvm.vocab import SeqId, Tier
+
+STEPS, SEEDS = 2000, 5
+MODEL = tiny_model()
+
+
+@cache
+def texts() -> list[tuple[int, ...]]:
+    """Prompts of 1 to 100 tokens, many of which begin alike for some pages."""
+    stems = [prompt(tokens, seed=tokens) for tokens in (16, 33, 48, 64)]
+    ends = [prompt(tokens, seed=tokens + 100) for tokens in (1, 15, 16, 17, 36)]
+    return [*ends, *(stem + end for stem in stems for end in ends), *(stems[0] + stem for stem in stems)]
+
+
+@cache
+def kinds() -> list[SamplingParams]:
+    """Ways to ask."""
+    return [
+        SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True),
+        SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True),
+        SamplingParams(temperature=1.0, seed=3, max_tokens=60, stop_token_ids=list(range(3, 70))),
+        SamplingParams(temperature=1.0, seed=5, n=3, max_tokens=12, ignore_eos=True),
+        SamplingParams(temperature=0.8, seed=7, top_p=0.9, presence_penalty=0.5, max_tokens=20),
+        SamplingParams(temperature=0.0, max_tokens=4, prompt_logprobs=1, ignore_eos=True),
+    ]
+
+
+@cache
+def alone(text: int, kind: int) -> list[list[int]]:
+    """What a request says when it is alone and has all the room."""
+    with running(MODEL, Path("unused"), enable_prefix_caching=False) as engine:
+        crowd = Crowd(engine, random.Random(0))
+        crowd.ask(text, kind)
+        while engine.has_work:
+            crowd.hear(engine.step())
+        return crowd.ended[0].said
+
+
+@dataclass
+class Asked:
+    """A request, and what its sequences have said so far."""
+
+    text: int
+    kind: int
+    seqs: tuple[SeqId, ...]
+    said: list[list[int]] = field(default_factory=list)
+    open: set[SeqId] = field(default_factory=set)
+
+
+class Crowd:
+    """An engine and those who ask it."""
+
+    def __init__(self, engine: Engine, rng: random.Random) -> None:
+        self.engine, self.rng = engine, rng
+        self.live: dict[str, Asked] = {}
+        self.ended: list[Asked] = []
+        self.counts: Counter[str] = Counter()
+
+    def ask(self, text: int, kind: int, priority: int = 0) -> None:
+        """Make a request."""
+        name = f"r{self.counts['asked']}"
+        self.counts["asked"] += 1
+        seqs = self.engine.add(Request(name, texts()[text], kinds()[kind], priority=priority))
+        self.live[name] = Asked(text, kind, seqs, [[] for _ in seqs], set(seqs))
+
+    def act(self) -> None:
+        """Ask, or take a request back, now and then."""
+        if len(self.live) < 8 and self.rng.random() < 0.5:
+            text, kind = self.rng.randrange(len(texts())), self.rng.randrange(len(kinds()))
+            self.ask(text, kind, self.rng.choice([0, 0, 0, 1]))
+        if self.live and self.rng.random() < 0.03:
+            name = self.rng.choice(sorted(self.live))
+            self.engine.abort(name)
+            del self.live[name]
+            self.counts["aborted"] += 1
+
+    def hear(self, result: StepResult) -> None:
+        """Take in what a step brought."""
+        for event in result.events:
+            asked = self.live[event.request_id]
+            if isinstance(event, FinishedEvent):
+                asked.open.discard(event.seq)
+                if not asked.open:
+                    self.ended.append(self.live.pop(event.request_id))
+            else:
+                asked.said[asked.seqs.index(event.seq)].append(event.token)
+
+    def step(self) -> None:
+        """Do one step and check every law."""
+        before = self.engine.scheduler.counts["paused"]
+        self.hear(self.engine.step())
+        self.engine.kvcache.check()
+        self.counts["paused"] += max(0, self.engine.scheduler.counts["paused"] - before)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_everybody_hears_what_they_would_hear_alone(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    device = SimDevice(seed)
+    device.fail_when(lambda copy: rng.random() < 0.002)
+    pages = {"device_pages": rng.randint(5, 8), "host_pages": rng.choice([0, 3, 6]), "disk_pages": 24}
+    sizes = {"max_num_seqs": rng.randint(3, 6), "max_tokens_per_forward": rng.choice([20, 64])}
+    with running(MODEL, tmp_path, backend=device, lookahead=seed % 3 > 0, **pages, **sizes) as engine:
+        crowd = Crowd(engine, rng)
+        for _ in range(STEPS):
+            crowd.act()
+            crowd.step()
+        while engine.has_work:
+            crowd.step()
+        hits = sum(engine.kvcache.prefix_stats.hit_tokens.values())
+        engine.kvcache.forget_prefixes()
+        engine.kvcache.vm.finish_transfers()
+        assert [engine.kvcache.vm.ledger.used(tier) for tier in Tier] == [0, 0, 0]
+    for asked in crowd.ended:
+        assert asked.said == alone(asked.text, asked.kind)
+    assert len(crowd.ended) > STEPS // 20
+    assert crowd.counts["aborted"] > 5
+    assert hits > 0
+    assert engine.account.lost_pages > 0
+    assert engine.account.streamed_pages > 0
+    print(seed, crowd.counts, len(crowd.ended), hits, engine.account.lost_pages)
+    assert crowd.counts["paused"] > 0 or not engine.scheduler.limits.lookahead
