@@ -20,8 +20,8 @@ from tokenvm.vocab import PageKey, SeqId, UnitId
 class Sequences:
     """The half of a `KVCache` that steps know nothing of. Implements `schedule.prefixes.Prefixes`.
 
-    `rates` may be set as they are measured, 0 while not known: pages on disk that could be computed sooner than read are
-    not found then.
+    `rates` may be set as they are measured, 0 while not known: pages on disk that could be computed sooner than read
+    are not found then.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class World:
     arrived: dict[SeqId, int] = field(default_factory=dict)  # priorities
     ran: set[SeqId] = field(default_factory=set)
     ended: int = 0
-    pauses: int = 0
+    again: int = 0  # tokens that had to be computed again
     next_page: int = 0
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class World:
     def add(
         self, name: str, prompt: tuple[int, ...], max_tokens: int, n: int, priority: int, kind: str
     ) -> None:
-        params = SamplingParams(n=n, max_tokens=max_tokens)
+        params = SamplingParams(n=n, max_tokens=max_tokens, prompt_logprobs=0 if kind == "scored" else None)
         seqs = self.scheduler.add(Request(name, prompt, params, priority=priority, request_class=kind))
         assert [self.scheduler.sequence(seq).index for seq in seqs] == list(range(n))
         self.arrived |= dict.fromkeys(seqs, priority)
@@ -72,7 +72,7 @@ class World:
     def step(self, chance: Random) -> Plan:
         before = set(self.scheduler.running)
         units = {
-            seq: self.match(seq).units for seq in self.arrived if self.status(seq) is not Status.FINISHED
+            seq: () if self.scheduler.sequence(seq).scored else self.match(seq).units for seq in self.arrived
         }
         plan = self.scheduler.plan()
         self.check_turn(plan, before)
@@ -82,10 +82,25 @@ class World:
         self.check_spans(plan)
         self.check_held()
         tokens = {seq: EOS if self.ended < WARM else chance.randrange(VOCAB) for seq in plan.sampled}
-        for event in self.scheduler.commit(plan, tokens, {}):
+        lost = self.lose(chance) if chance.random() < 0.05 else {}
+        for event in self.scheduler.commit(plan, tokens, lost):
             if isinstance(event, FinishedEvent):
                 self.end(event.seq)
         return plan
+
+    def lose(self, chance: Random) -> dict[SeqId, int]:
+        """A page is damaged; all who have it fall back to before it."""
+        pages = sorted({page for pages in self.pages.values() for page in pages})
+        if not pages:
+            return {}
+        gone, lost = chance.choice(pages), {}
+        for seq, own in self.pages.items():
+            if gone in own:
+                computed = self.scheduler.sequence(seq).computed
+                lost[seq] = min(computed, own.index(gone) * self.limits.block_tokens)
+                self.again += len(self.scheduler.sequence(seq).tokens) - lost[seq]
+                del own[self.limits.pages(lost[seq]) :]
+        return lost
 
     def end(self, seq: SeqId) -> None:
         self.pages.pop(seq, None)
@@ -103,7 +118,6 @@ class World:
             assert seq in self.pages, "only who began is paused"
             assert self.status(seq) is Status.PAUSED
             self.paused[seq] = self.ended
-            self.pauses += 1
         for seq in plan.resumes:
             alone = not set(before) - set(plan.pauses)
             stuck = all(span.seq in plan.resumes for span in plan.spans)
@@ -127,6 +141,8 @@ class World:
         if self.limits.device_slots > len(running) * (self.limits.open_slots + 1):
             assert [span.count for span in plan.spans[:most]] == [1] * most, "decoding never stalls"
         assert plan.tokens <= self.limits.max_tokens_per_forward
+        rows = sum(span.count if span.scores else span.samples for span in plan.spans)
+        assert rows <= self.limits.max_num_seqs
         for span in plan.spans:
             sequence = self.scheduler.sequence(span.seq)
             assert span.seq in running
@@ -177,7 +193,7 @@ ASKED = st.tuples(
     st.integers(1, 40),
     st.integers(1, 3),
     st.sampled_from([0, 0, 1]),
-    st.sampled_from(["", "short", "short", "short"]),
+    st.sampled_from(["", "scored", *["short"] * 4]),
 )
 
 
@@ -210,6 +226,6 @@ def test_everyone_is_served_and_those_that_run_are_resident(
     while world.scheduler.has_work:
         world.step(chance)
         steps += 1
-        assert steps <= most + 100, "no progress"
+        assert steps <= most + world.again + 100, "no progress"
     assert not world.arrived
     assert world.scheduler.most_pages == 0

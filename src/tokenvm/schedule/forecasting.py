@@ -12,7 +12,7 @@ from tokenvm.schedule.sharing import Sharing
 from tokenvm.schedule.usage import Forecast, Row
 from tokenvm.vocab import SeqId
 
-FEW: Final = 256
+FEW: Final = 128
 """A forecast serves one step for each so many running sequences. For fewer, it is made anew each time."""
 
 PATIENCE: Final = 16

@@ -140,6 +140,8 @@ class Scheduler:
             sequence.computed = span.end
             if span.samples:
                 events += self._take(sequence, tokens[span.seq])
+            else:
+                self._running.file(sequence)
         return events
 
     def _take(self, sequence: Sequence, token: int) -> Iterable[Event]:
