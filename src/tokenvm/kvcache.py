@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from tokenvm.arrange import Layout, Reads, lay_out
+from tokenvm.arrange import Layout, lay_out
 from tokenvm.clock import Clock
 from tokenvm.open_pages import OpenPages
 from tokenvm.residency.keys import page_key
@@ -14,7 +14,8 @@ from tokenvm.residency.page_table import PageTable
 from tokenvm.residency.planner import Pages
 from tokenvm.residency.sharing import order_of
 from tokenvm.schedule.plan import Plan
-from tokenvm.staging import Staged, Stream
+from tokenvm.staging import Staged
+from tokenvm.stream import Reads, Stream
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import PageKey, SeqId, Tier, UnitId
 

@@ -14,7 +14,7 @@ ROWS: Mapping[int, tuple[str, ...]] = {
     8: ("cli cli_bench cli_options bench",),
     7: ("serve", "bridges", "llm"),
     6: ("engine collect outputs",),
-    5: ("kvcache staging arrange open_pages", "tensors"),
+    5: ("kvcache staging arrange stream open_pages", "tensors"),
     4: ("vm",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
     2: ("kernels", "parallel", "residency"),
