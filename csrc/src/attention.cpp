@@ -86,7 +86,7 @@ class Wave {
     const std::int64_t partials = rows_of(s) * call_.shape.kv_heads * pages_of(s);
     const bool fits = (partial_rows_ + partials) * (call_.shape.head_dim + 2) * 4 <= kPartialBytes;
     if (pages_of(s) * cost > 2 * share && fits)
-      cut_pages(s, std::max<std::int64_t>(1, share / cost_of(rows_of(s))), partials);
+      cut_pages(s, std::max<std::int64_t>(1, share / 2 / cost_of(rows_of(s))), partials);
     else if (pages_of(s) > 0)
       cut_rows(s, tile_rows_, [&](const Tile& tile) { tasks_.push_back({tile, 0, pages_of(s), -1}); });
   }

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenvm.memory.backend import Program
 from tokenvm.residency.sharing import runs_of
 from tokenvm.schedule.plan import Span
+from tokenvm.stream import Reads
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Answer, SeqId, Tier, UnitId
 
@@ -30,26 +29,6 @@ class Round:
     first_page: NDArray[np.int32]
     landed: int
     pages: slice
-
-
-@dataclass(frozen=True, slots=True)
-class Reads:
-    """The parts that a step streams: of these units, in this order, layer by layer."""
-
-    units: tuple[UnitId, ...]
-    program: Program
-
-    @classmethod
-    def of(cls, units: Sequence[UnitId], vm: MemoryManager) -> Self:
-        """Read each unit from its fastest copy below the device."""
-        return cls(tuple(units), vm.program(units))
-
-    def same(self, other: Reads) -> bool:
-        """Whether the other reads the same bytes from the same places."""
-        ours, theirs = self.program, other.program
-        return self.units == other.units and all(
-            np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("fd", "place", "checksum")
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from tokenvm.arrange import Layout, Reads, lay_out
+from tokenvm.arrange import Layout, lay_out
 from tokenvm.clock import Clock
 from tokenvm.open_pages import OpenPages
 from tokenvm.residency.sharing import order_of
 from tokenvm.schedule.plan import Plan
 from tokenvm.sequences import Sequences
-from tokenvm.staging import Staged, Stream
+from tokenvm.staging import Staged
+from tokenvm.stream import Reads, Stream
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import SeqId, Tier, UnitId
 
