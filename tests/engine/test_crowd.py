@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import pytest
 from fixtures_engine import prompt, running, tiny_model
 
 from tokenvm.engine.engine import Engine, StepResult
@@ -21,7 +20,7 @@ from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.vocab import SeqId, Tier
 
-STEPS, SEEDS = 2000, 5
+STEPS, SEEDS = 1000, 10
 MODEL = tiny_model()
 
 
@@ -86,9 +85,10 @@ class Crowd:
 
     def act(self) -> None:
         """Ask, or take a request back, now and then."""
-        if len(self.live) < 8 and self.rng.random() < 0.5:
-            text, kind = self.rng.randrange(len(texts())), self.rng.randrange(len(kinds()))
-            self.ask(text, kind, self.rng.choice([0, 0, 0, 1]))
+        if len(self.live) < 12 and self.rng.random() < 0.5:
+            short = self.counts["asked"] // 30 % 2 == 0  # for a while all answers are short, then none is
+            kind = self.rng.choice([0, 2, 5] if short else [1, 3, 4])
+            self.ask(self.rng.randrange(len(texts())), kind, self.rng.choice([0, 0, 0, 1]))
         if self.live and self.rng.random() < 0.03:
             name = self.rng.choice(sorted(self.live))
             self.engine.abort(name)
@@ -114,30 +114,33 @@ class Crowd:
         self.counts["paused"] += max(0, self.engine.scheduler.counts["paused"] - before)
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_everybody_hears_what_they_would_hear_alone(seed: int, tmp_path: Path) -> None:
+def run(seed: int, folder: Path) -> Counter[str]:
+    """Let a crowd talk, compare every answer, and count what happened."""
     rng = random.Random(seed)
     device = SimDevice(seed)
-    device.fail_when(lambda copy: rng.random() < 0.002)
-    pages = {"device_pages": rng.randint(6, 9), "host_pages": rng.choice([0, 3, 6]), "disk_pages": 24}
-    sizes = {"max_num_seqs": rng.randint(3, 6), "max_tokens_per_forward": rng.choice([20, 64])}
-    with running(MODEL, tmp_path, backend=device, lookahead=seed % 3 > 0, **pages, **sizes) as engine:
+    device.fail_when(lambda copy: rng.random() < 0.01)
+    pages = {"device_pages": rng.randint(6, 16), "host_pages": rng.choice([0, 3, 6]), "disk_pages": 24}
+    sizes = {"max_num_seqs": rng.randint(4, 8), "max_tokens_per_forward": rng.choice([20, 64])}
+    with running(MODEL, folder, backend=device, lookahead=seed % 5 > 0, **pages, **sizes) as engine:
         crowd = Crowd(engine, rng)
         for _ in range(STEPS):
             crowd.act()
             crowd.step()
         while engine.has_work:
             crowd.step()
-        hits = sum(engine.kvcache.prefix_stats.hit_tokens.values())
         engine.kvcache.forget_prefixes()
         engine.kvcache.vm.finish_transfers()
         assert [engine.kvcache.vm.ledger.used(tier) for tier in Tier] == [0, 0, 0]
     for asked in crowd.ended:
-        assert asked.said == alone(asked.text, asked.kind)
-    assert len(crowd.ended) > STEPS // 20
-    assert crowd.counts["aborted"] > 5
-    assert hits > 0
-    assert engine.account.lost_pages > 0
-    assert engine.account.streamed_pages > 0
-    print(seed, crowd.counts, len(crowd.ended), hits, engine.account.lost_pages)
-    assert crowd.counts["paused"] > 0 or not engine.scheduler.limits.lookahead
+        assert asked.said == alone(asked.text, asked.kind), f"seed {seed}"
+    crowd.counts["ended"] += len(crowd.ended)
+    crowd.counts["tokens found"] += sum(engine.kvcache.prefix_stats.hit_tokens.values())
+    crowd.counts["lost"] += engine.account.lost_pages
+    crowd.counts["streamed"] += engine.account.streamed_pages
+    return crowd.counts
+
+
+def test_everybody_hears_what_they_would_hear_alone(tmp_path: Path) -> None:
+    counts = sum((run(seed, tmp_path) for seed in range(SEEDS)), Counter[str]())
+    wanted = {"ended": STEPS, "aborted": 100, "paused": 0, "tokens found": 1000, "lost": 20, "streamed": 1000}
+    assert all(counts[name] > least for name, least in wanted.items()), counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 from tokenvm.clock import FakeClock
@@ -94,12 +95,13 @@ class Desk:
                 seen = dict.fromkeys(sequences, 0)
                 for chunk, parts in staged.rounds(layer):
                     for segment in chunk.segments.tolist():
-                        seq = self._owner(spans, segment[0])
-                        for page in range(segment[2], segment[2] + segment[3]):
-                            at, seen[seq] = seen[seq] * BLOCK, seen[seq] + 1
-                            expected = bytes(token + layer for token in wanted[seq][at : at + BLOCK])
-                            if seq not in staged.lost:
-                                assert ctypes.string_at(int(parts[page]), len(expected)) == expected
+                        pages = parts[segment[2] : segment[2] + segment[3]].tolist()
+                        for seq in self._owners(spans, *segment[:2]):
+                            for page in pages:
+                                at, seen[seq] = seen[seq] * BLOCK, seen[seq] + 1
+                                expected = bytes(token + layer for token in wanted[seq][at : at + BLOCK])
+                                if seq not in staged.lost:
+                                    assert ctypes.string_at(page, len(expected)) == expected
         for span in spans:
             if span.seq not in staged.lost:
                 self.tokens[span.seq] = wanted[span.seq]
@@ -116,12 +118,10 @@ class Desk:
             next(staged.rounds(0))
             raise KeyError
 
-    def _owner(self, spans: Sequence[Span], row: int) -> SeqId:
-        for span in spans:
-            if row < span.count:
-                return span.seq
-            row -= span.count
-        raise AssertionError
+    def _owners(self, spans: Sequence[Span], begin: int, end: int) -> list[SeqId]:
+        """Whose rows [begin, end) of the step are."""
+        firsts = [0, *accumulate(span.count for span in spans)]
+        return [span.seq for span, first in zip(spans, firsts, strict=False) if begin <= first < end]
 
     def finish(self, seq: SeqId) -> SeqId:
         """Run a sequence to the end of its prompt, chunk by chunk, and release it."""

@@ -9,6 +9,7 @@ from kv_desk import BLOCK, LAYOUT, Desk, desk, text
 
 from tokenvm.errors import StorageError
 from tokenvm.memory.backend import Kind
+from tokenvm.residency.prefix_plan import Rates
 from tokenvm.vocab import Answer, SeqId, Tier
 
 
