@@ -20,12 +20,12 @@ from tokenvm.models.fetch import default_cache_dir, resolve_model
 from tokenvm.models.progress import Report, silent
 from tokenvm.models.weights.pack import LoadedModel, load_model
 from tokenvm.outputs import RequestOutput, StreamChunk
+from tokenvm.prompts import Prompt, read_prompt
 from tokenvm.schedule.plan import FinishedEvent
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
 
-Prompt = str | Mapping[str, Any]
 Message = Mapping[str, Any]
 OnStep = Callable[[StepResult], None]
 
@@ -168,20 +168,10 @@ class LLM:
         return list(params)
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> tuple[Request, str | None]:
-        fields: Mapping[str, Any] = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
-        text, ids = fields.get("prompt"), fields.get("prompt_token_ids")
-        if ids is None:
-            if not isinstance(text, str):
-                raise RequestError('a prompt is a text or {"prompt_token_ids": [...]}')
-            ids = self._tokenizer.encode(text)
-        whole = isinstance(ids, Sequence) and all(type(token) is int for token in ids)
-        if not whole:
-            raise RequestError(
-                "prompt_token_ids is not a list of whole numbers: give one, as a tokenizer makes it"
-            )
+        ids, text = read_prompt(prompt, self._tokenizer)
         name = f"request-{self._requests}"
         self._requests += 1
-        return Request(name, tuple(ids), params, self._clock.now_s()), text
+        return Request(name, ids, params, self._clock.now_s()), text
 
     def _add_all(self, requests: Sequence[tuple[Request, str | None]]) -> list[Collector]:
         """Queue all requests, or none of them."""

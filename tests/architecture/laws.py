@@ -12,8 +12,8 @@ from source_tree import PACKAGE, Import, Module, functions
 
 ROWS: Mapping[int, tuple[str, ...]] = {
     8: ("cli cli_bench cli_options bench",),
-    7: ("serve", "bridges", "llm"),
-    6: ("engine collect outputs",),
+    7: ("serve", "bridges", "llm async_llm engine_process"),
+    6: ("engine collect outputs prompts",),
     5: ("kvcache staging arrange open_pages", "tensors"),
     4: ("vm",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
@@ -39,6 +39,7 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "fastapi": ("serve",),
     "prometheus_client": ("serve",),
     "typer": ("cli", "cli_bench", "cli_options"),
+    "msgspec": ("engine_process",),
     "rich": ("cli", "cli_bench", "bench", "serve", "bridges", "llm"),
     f"{PACKAGE}._native": ("kernels.native", "memory.cpu"),
 }
