@@ -25,7 +25,6 @@ from tokenvm.engine_process.messages import (
     ToFront,
     Told,
     error_from,
-    given_params,
 )
 from tokenvm.errors import EngineDeadError, RequestError, TokenVMError
 from tokenvm.models.progress import Report, silent
@@ -43,7 +42,7 @@ HEALTH_S: Final = 30.0
 
 
 class AsyncLLM:
-    """A model behind an event loop: the same arguments, outputs and bits as `LLM`.
+    """A model behind an event loop: the same arguments, outputs and bits as `LLM`; it warms up unless told not to.
 
     The engine steps in a process of its own, so nothing that the event loop does makes a step wait; text, stop strings
     and log-probabilities are made here. Start it with `async with AsyncLLM(...) as llm:` or
@@ -65,13 +64,15 @@ class AsyncLLM:
         seed: int = 0,
         threads: int | None = None,
         progress: Report = silent,
+        warm_up: bool = True,
     ) -> None:
-        numbers = {
+        numbers: dict[str, int | bool | None] = {
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
             "max_tokens_per_forward": max_tokens_per_forward,
             "seed": seed,
             "threads": threads,
+            "warm_up": warm_up,
         }
         self._start = Start(str(model), {} if memory is None else memory.chosen(), dtype, numbers)
         self._tokenizer_folder = tokenizer
@@ -103,13 +104,8 @@ class AsyncLLM:
         await self.shutdown()
 
     @property
-    def max_model_len(self) -> int:
-        """The most tokens of a sequence."""
-        return self._ready.max_model_len
-
-    @property
     def plan(self) -> dict[str, Any]:
-        """What was planned at the start: `StartupPlan` as plain values."""
+        """What its memory is used for, and how many sequences fit: `StartupPlan` as plain values."""
         return self._ready.plan
 
     @property
@@ -220,7 +216,7 @@ class AsyncLLM:
         one = InFlight(name, Collector(request, said, self._tokenizer))
         self._in_flight[name], self._names[one.request_id] = one, name
         try:
-            await self._send(Submit(name, ids, given_params(params), request.arrival_s, priority))
+            await self._send(Submit.of(request, name))
         except BaseException:
             self._forget(one)
             raise

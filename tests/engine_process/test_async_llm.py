@@ -5,7 +5,7 @@ import itertools
 from typing import Any
 
 import pytest
-from conftest import Run, greedy, last, prompt, said
+from fixtures_async import Run, greedy, last, prompt, said
 
 from tokenvm import LLM, AsyncLLM, RequestError, SamplingParams
 
@@ -195,6 +195,6 @@ def test_stats_and_health_are_told_while_it_works(run: Run, engine: AsyncLLM) ->
         return stats
 
     assert run(asked())["tiers"]["device"]["used_bytes"] > 0
-    assert engine.max_model_len == 4096
+    assert engine.plan["max_model_len"] == 4096
     assert engine.alive
     assert engine.get_tokenizer().encode("hello")

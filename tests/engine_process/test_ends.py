@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ARGUMENTS, BOUND_S, Run, greedy, last, prompt
+from fixtures_async import ARGUMENTS, BOUND_S, Run, greedy, last, prompt
 
 import tokenvm
 from tokenvm import (

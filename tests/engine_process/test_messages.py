@@ -1,6 +1,7 @@
 """What crosses the border between the processes comes out as it went in, whole or in pieces."""
 
 import socket
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -22,11 +23,10 @@ from tokenvm.engine_process.messages import (
     for_engine,
     for_front,
     frame,
-    given_params,
-    params_from,
 )
 from tokenvm.errors import LimitTooSmall, RequestError, TokenVMError
 from tokenvm.schedule.plan import FinishedEvent, TokenEvent
+from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.vocab import SeqId
 
@@ -43,7 +43,7 @@ def test_messages_come_out_as_they_went_in() -> None:
         [FinishedEvent("7", SEQ, "stop", 11)],
     )
     assert for_front(frame(step)[HEADER_BYTES:]) == step
-    for message in (Submit("1", (1, 2), {"top_k": 3}, 1.5), Abort("1"), Stop(SEQ)):
+    for message in (Submit("1", (1, 2), {"top_k": 3}, {"arrival_s": 1.5}), Abort("1"), Stop(SEQ)):
         assert for_engine(frame(message)[HEADER_BYTES:]) == message
 
 
@@ -66,18 +66,22 @@ def test_what_is_no_message_is_refused(payload: bytes) -> None:
         SamplingParams(),
         SamplingParams(temperature=0, max_tokens=5, logprobs=0, ignore_eos=True),
         SamplingParams(
-            temperature=np.float64(0.7), top_p=0.5, top_k=5, seed=2**64 - 1, stop_token_ids=(4, 5)
+            temperature=np.float64(0.7), top_p=0.5, top_k=5, seed=2**64 - 1, stop_token_ids=[4, 5]
         ),
     ],
     ids=["default", "greedy", "drawn"],
 )
 def test_sampling_params_come_out_as_they_went_in(params: SamplingParams) -> None:
-    (sent,) = [for_engine(frame(Submit("1", (1,), given_params(params), 0.0))[HEADER_BYTES:])]
+    request = Request("mine", (1, 2), params, 1.5)
+    sent = for_engine(frame(Submit.of(request, "7"))[HEADER_BYTES:])
     assert isinstance(sent, Submit)
-    again = params_from(sent.params)
-    assert given_params(again) | {"stop_token_ids": ()} == given_params(params) | {"stop_token_ids": ()}
-    assert tuple(again.stop_token_ids or ()) == tuple(params.stop_token_ids or ())
-    assert "stop" not in given_params(SamplingParams(stop="x"))
+    assert sent.request == replace(request, request_id="7")
+
+
+def test_stop_strings_stay_and_seeds_are_cut_to_what_counts() -> None:
+    params = SamplingParams(stop="x", seed=-(2**70) - 5)
+    sent = Submit.of(Request("mine", (1, 2), params), "7").request
+    assert (sent.params.stop, sent.params.seed) == (None, 2**64 - 5)
 
 
 @pytest.mark.parametrize("kind", EVERY_ERROR, ids=lambda kind: kind.__name__)
@@ -94,13 +98,13 @@ def test_every_error_is_made_again(kind: type[TokenVMError]) -> None:
 )
 def test_what_cannot_be_sent_is_refused(params: dict[str, object]) -> None:
     with pytest.raises(RequestError, match="cannot be sent"):
-        frame(Submit("1", (1,), params, 0.0))
+        frame(Submit("1", (1,), params, {}))
 
 
 def test_messages_arrive_whole_however_they_are_cut() -> None:
     ours, theirs = socket.socketpair()
     channel = Channel(theirs)
-    sent = [Submit(str(size), tuple(range(size)), {}, 0.0) for size in (0, 1, 700, 40_000)]
+    sent = [Submit(str(size), tuple(range(size)), {}, {}) for size in (0, 1, 700, 40_000)]
     stream, heard = b"".join(map(frame, sent)), []
     with ours:
         assert channel.receive(0.0) == []

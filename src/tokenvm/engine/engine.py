@@ -14,6 +14,7 @@ from tokenvm.clock import Clock
 from tokenvm.engine.account import Account
 from tokenvm.engine.runner import Runner
 from tokenvm.engine.sampler import Choice, choose
+from tokenvm.engine.startup import StartupPlan
 from tokenvm.errors import RequestError, StorageError
 from tokenvm.kvcache import KVCache
 from tokenvm.schedule.plan import Event, FinishedEvent, Plan
@@ -37,11 +38,21 @@ class StepResult:
 
 
 class Engine:
-    """Owns the scheduler, the KV of its sequences and the model. One thread calls it."""
+    """Owns the scheduler, the KV of its sequences and the model. One thread calls it.
+
+    `plan` is what was planned for its memory.
+    """
 
     def __init__(
-        self, scheduler: Scheduler, kvcache: KVCache, runner: Runner, clock: Clock, seed: int = 0
+        self,
+        scheduler: Scheduler,
+        kvcache: KVCache,
+        runner: Runner,
+        clock: Clock,
+        plan: StartupPlan,
+        seed: int = 0,
     ) -> None:
+        self.plan = plan
         self.scheduler = scheduler
         self.kvcache = kvcache
         self.runner = runner

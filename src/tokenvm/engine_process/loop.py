@@ -22,11 +22,9 @@ from tokenvm.engine_process.messages import (
     Told,
     failure_of,
     for_engine,
-    params_from,
 )
 from tokenvm.errors import RequestError, StorageError, TokenVMError
 from tokenvm.schedule.plan import Event, FinishedEvent, TokenEvent
-from tokenvm.schedule.request import Request
 from tokenvm.vocab import SeqId
 
 IDLE_S: Final = 2.0
@@ -87,9 +85,9 @@ class Loop:
 
     def _submit(self, message: Submit) -> None:
         try:
-            params = params_from(message.params)
-            self._engine.add(Request(message.name, message.prompt_token_ids, params, message.arrival_s))
-            self._unfinished[message.name] = params.n
+            request = message.request
+            self._engine.add(request)
+            self._unfinished[message.name] = request.params.n
         except (RequestError, StorageError) as error:
             self._channel.send(Refused(message.name, failure_of(error)))
 

@@ -82,6 +82,6 @@ def _make(start: Start, channel: Channel) -> Engine:
     model = load_model(folder, start.dtype)
     report(Progress("Making the engine"))
     engine = build_engine(model, make_settings(MemoryConfig.model_validate(start.memory), **start.numbers))
-    channel.send(Ready(str(folder), engine.scheduler.limits.max_model_len, {}))
+    channel.send(Ready(str(folder), engine.plan.as_dict()))
     channel.flush()
     return engine

@@ -7,10 +7,10 @@ a message makes only the types below.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
@@ -18,13 +18,18 @@ from tokenvm import errors
 from tokenvm.engine.sampler import Choice
 from tokenvm.errors import LimitTooSmall, RequestError, TokenVMError
 from tokenvm.schedule.plan import FinishedEvent, TokenEvent
+from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.vocab import SeqId
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 HEADER_BYTES: Final = 4
 MAX_TO_ENGINE_BYTES: Final = 64 << 20
 """The longest message to the engine: a prompt of some ten million tokens."""
 
+_NAMED: Final = ("request_id", "prompt_token_ids")
 _SEEDS: Final = 1 << 64
 """Seeds that are equal modulo this draw the same tokens."""
 
@@ -39,17 +44,29 @@ class Start(_Message, frozen=True):
     model: str
     memory: dict[str, int | str]
     dtype: str
-    numbers: dict[str, int | None]
+    numbers: dict[str, int | bool | None]
 
 
 class Submit(_Message, frozen=True):
-    """Take a request. `name` is unique for ever; `params` has the fields that are not at their defaults."""
+    """Take a request. `name` is unique for ever; `params` and `others` have what is not at its default."""
 
     name: str
     prompt_token_ids: tuple[int, ...]
     params: dict[str, Any]
-    arrival_s: float
-    priority: int = 0
+    others: dict[str, Any]
+
+    @classmethod
+    def of(cls, request: Request, name: str) -> Self:
+        """Describe a request under another name; without the stop strings, which the front process finds."""
+        params, others = _given(request.params, ("stop",)), _given(request, ("params", *_NAMED))
+        if params.get("seed") is not None:
+            params["seed"] %= _SEEDS
+        return cls(name, request.prompt_token_ids, params, others)
+
+    @property
+    def request(self) -> Request:
+        """The request that was described. Raises RequestError for a value out of range."""
+        return Request(self.name, self.prompt_token_ids, SamplingParams(**self.params), **self.others)
 
 
 class Abort(_Message, frozen=True):
@@ -86,10 +103,9 @@ class Loading(_Message, frozen=True):
 
 
 class Ready(_Message, frozen=True):
-    """The engine stands. `folder` is the model's; `plan` what was planned for it, as plain values."""
+    """The engine stands. `folder` is the model's; `plan` is `StartupPlan.as_dict()`."""
 
     folder: str
-    max_model_len: int
     plan: dict[str, Any]
 
 
@@ -173,21 +189,6 @@ def for_front(payload: bytes) -> ToFront:
     return message
 
 
-def given_params(params: SamplingParams) -> dict[str, Any]:
-    """Return the fields that differ from the defaults; without the stop strings, which the front process finds."""
-    values = {field.name: getattr(params, field.name) for field in fields(params) if field.name != "stop"}
-    plain = SamplingParams()
-    given = {name: value for name, value in values.items() if value != getattr(plain, name)}
-    if given.get("seed") is not None:
-        given["seed"] %= _SEEDS
-    return given
-
-
-def params_from(given: Mapping[str, Any]) -> SamplingParams:
-    """Undo `given_params`; RequestError for a value out of range."""
-    return SamplingParams(**given)
-
-
 def failure_of(error: TokenVMError) -> Failure:
     """Describe an error so that `error_from` can make it again."""
     minimum = error.minimum_bytes if isinstance(error, LimitTooSmall) else 0
@@ -201,6 +202,12 @@ def error_from(failure: Failure) -> TokenVMError:
         return LimitTooSmall(failure.message, failure.minimum_bytes)
     made: TokenVMError = kind(failure.message)
     return made
+
+
+def _given(of: DataclassInstance, without: Collection[str]) -> dict[str, Any]:
+    """Return the fields that differ from their defaults."""
+    values = {field.name: (getattr(of, field.name), field.default) for field in fields(of)}
+    return {name: value for name, (value, usual) in values.items() if name not in without and value != usual}
 
 
 def _plain(value: Any) -> Any:
