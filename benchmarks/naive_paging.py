@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,15 +35,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peers.kv_sources import KvFile, Mapped, MappedFixed, OnDemand
 
 from tokenvm.bench.figures import paired_ratios, percentile, spread
-from tokenvm.bench.forward import Forward
 from tokenvm.bench.report import Grid, Report, machine, write_report
 from tokenvm.bench.seed import Pages, add_seeded, random_pages
 from tokenvm.bench.subject import WARM_STEPS, Paging, Subject, open_subject, read_prompt, request, turn
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.launch import needs_of
+from tokenvm.engine.runner import Runner
 from tokenvm.kernels.paging import fill
 from tokenvm.memory.cpu import AnonymousRegion
-from tokenvm.staging import Round
+from tokenvm.schedule.plan import Plan, Span
+from tokenvm.staging import Round, Staged
+from tokenvm.vocab import SeqId
 
 
 class NaiveStaged:
@@ -92,12 +94,13 @@ def naive_run(
     assert start + block >= len(ids) + tokens, "the answer has to stay in the open page"
     region = AnonymousRegion(file.layers * file.part_bytes)
     fill(region.address, region.nbytes, 0)
-    model = Forward(subject.model, geometry, block, len(ids) + tokens)
+    model = Runner(subject.model, geometry, block, len(ids) + tokens)
     pending, produced, seconds = ids[start:], [], []
     while len(produced) < tokens:
         began_s = time.monotonic()
         staged = NaiveStaged(source, region.address, file, block, range(start, start + len(pending)))
-        token = int(model.logits(pending, staged, [len(pending) - 1])[0].argmax())
+        plan = Plan((Span(SeqId(0), start, len(pending), True),))
+        token = int(model.run(plan, pending, cast(Staged, staged))[0].argmax())
         seconds.append(time.monotonic() - began_s)
         start += len(pending)
         pending = [token]

@@ -19,12 +19,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from tokenvm.bench.forward import Forward
 from tokenvm.bench.report import Grid, Report, machine, write_report
 from tokenvm.bench.subject import Paging, Subject, open_subject, turn
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.engine import Engine
-from tokenvm.engine.launch import needs_of
 from tokenvm.models.fetch import resolve_model
 from tokenvm.schedule.plan import Plan, Span
 from tokenvm.tokenizer import Tokenizer
@@ -33,14 +31,15 @@ from tokenvm.vocab import SeqId
 FIELD = "kv_cache_dtype"
 
 
-def nll(engine: Engine, model: Forward, seq: int, ids: list[int], rows: int) -> list[float]:
+def nll(engine: Engine, seq: int, ids: list[int], rows: int) -> list[float]:
     """Return the negative log-likelihood of ids[1:], each given all before it; `rows` tokens a pass."""
-    kvcache, found = engine.kvcache, []
+    kvcache, runner, found = engine.kvcache, engine.runner, []
     kvcache.create(SeqId(seq))
     for start in range(0, len(ids), rows):
         chunk = ids[start : start + rows]
-        with kvcache.stage(Plan((Span(SeqId(seq), start, len(chunk), True),))) as staged:
-            logits = model.logits(chunk, staged, list(range(len(chunk))))
+        plan = Plan((Span(SeqId(seq), start, len(chunk), True),))
+        with kvcache.stage(plan) as staged:
+            logits = runner.run(plan, chunk, staged, every_row=True)
         kvcache.commit(SeqId(seq), len(chunk), ids)
         wanted = torch.tensor(ids[start + 1 : start + len(chunk) + 1])
         likely = torch.log_softmax(logits[: len(wanted)], dim=1)
@@ -65,13 +64,11 @@ def subject_for(options: argparse.Namespace, kv: str) -> Subject:
 def measure(options: argparse.Namespace, kv: str, texts: list[list[int]]) -> list[list[float]]:
     """Return the negative log-likelihood of every predicted token of each window, under one KV format."""
     subject = subject_for(options, kv)
-    _, geometry = needs_of(subject.model, subject.settings)
     found: list[list[float]] = []
     with subject.engine(Paging(), options.window) as engine:
-        model = Forward(subject.model, geometry, options.rows, options.window)
         for number, text in enumerate(texts):
             with turn(options.lock):
-                found.append(nll(engine, model, number, text, options.rows))
+                found.append(nll(engine, number, text, options.rows))
             print(
                 f"{kv}: window {number + 1} of {len(texts)}, perplexity {perplexity(found):.4f}", flush=True
             )

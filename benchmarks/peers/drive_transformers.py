@@ -5,8 +5,9 @@ from __future__ import annotations
 from loop import serve
 
 
-def open_engine(model, threads):
+def open_engine(model, threads, kv_bytes):
     """Return what generates, and its settings."""
+    assert not kv_bytes, "its KV memory cannot be bounded"
     import torch
     import transformers
 

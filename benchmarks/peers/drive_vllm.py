@@ -7,7 +7,7 @@ import os
 from loop import serve
 
 
-def open_engine(model, threads):
+def open_engine(model, threads, kv_bytes):
     """Return what generates, and its settings."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
@@ -18,6 +18,8 @@ def open_engine(model, threads):
     import vllm
 
     options = {"dtype": "bfloat16", "max_model_len": 8192, "max_num_seqs": 64}
+    if kv_bytes:
+        options["kv_cache_memory_bytes"] = kv_bytes
     llm = vllm.LLM(model, **options)
 
     def generate(prompts, n_out):

@@ -16,15 +16,17 @@ import time
 def serve(open_engine) -> None:
     """Read the command line and answer until the input ends.
 
-    `open_engine(folder, threads)` returns a function from (prompts, n_out) to tokens, and the settings it chose.
+    `open_engine(folder, threads, kv_bytes)` returns a function from (prompts, n_out) to tokens, and the settings it
+    chose; kv_bytes is 0 where nothing bounds its KV memory.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("model", help="a Hugging Face folder")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--kv-bytes", type=int, default=0)
     options = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    generate, settings = open_engine(options.model, options.threads)
+    generate, settings = open_engine(options.model, options.threads, options.kv_bytes)
     _say(answers, {"ready": settings})
     for line in sys.stdin:
         job = json.loads(line)

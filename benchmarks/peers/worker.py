@@ -18,13 +18,19 @@ class PeerError(Exception):
 
 
 class Worker:
-    """One engine at one number of threads. It answers one job at a time and idles between them."""
+    """One engine at one number of threads, with so many bytes of KV memory, 0 for enough.
 
-    def __init__(self, peer: str, python: str, model: Path, threads: int, log: Path) -> None:
+    It answers one job at a time and idles between them.
+    """
+
+    def __init__(
+        self, peer: str, python: str, model: Path, threads: int, log: Path, kv_bytes: int = 0
+    ) -> None:
         self.peer = peer
         self.threads = threads
         self.settings: dict[str, Any] = {}
         command = [python, str(HERE / f"drive_{peer}.py"), str(model), "--threads", str(threads)]
+        command += ["--kv-bytes", str(kv_bytes)] if kv_bytes else []
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         self._log = log
         with log.open("w") as errors:
@@ -49,6 +55,11 @@ class Worker:
         """Do a job and return its tokens; PeerError where it cannot."""
         tokens: list[list[int]] = self._ask(prompts, n_out)["tokens"]
         return tokens
+
+    def complete(self, prompt: list[int], n_out: int) -> tuple[list[int], float]:
+        """Complete one prompt; return its tokens and the seconds it took; PeerError where it cannot."""
+        answer = self._ask([prompt], n_out)
+        return answer["tokens"][0], float(answer["seconds"])
 
     def close(self) -> None:
         """End the process."""

@@ -19,6 +19,7 @@ namespace tokenvm {
 namespace {
 
 constexpr size_t kMostSegments = 1024;  // IOV_MAX
+constexpr uint64_t kLargestFolio = 2 << 20;
 
 uint8_t* at(uint64_t address) { return reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(address)); }
 
@@ -92,13 +93,16 @@ Status status_of(const Progress& progress, uint64_t nbytes) {
   return full ? Status::kNoSpace : Status::kFailed;
 }
 
-// A buffered file would fill the page cache with bytes that nobody reads twice from there.
+// A buffered file would fill the page cache with bytes that nobody reads twice from there. The cache drops whole folios
+// that are clean, so the range is widened to the largest folio, and what was written is waited for.
 void drop_behind(const File& file, std::span<const Piece> run) {
   const int flags = fcntl(file.fd, F_GETFL);
   if (flags < 0 || (flags & O_DIRECT)) return;
-  const off_t offset = static_cast<off_t>(run.front().place);
-  const off_t nbytes = static_cast<off_t>(run.back().place + run.back().nbytes) - offset;
-  if (file.outward) sync_file_range(file.fd, offset, nbytes, SYNC_FILE_RANGE_WRITE);
+  const uint64_t begin = run.front().place / kLargestFolio * kLargestFolio;
+  const uint64_t end = (run.back().place + run.back().nbytes + kLargestFolio - 1) / kLargestFolio * kLargestFolio;
+  const off_t offset = static_cast<off_t>(begin), nbytes = static_cast<off_t>(end - begin);
+  constexpr unsigned kWhole = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  if (file.outward) sync_file_range(file.fd, offset, nbytes, kWhole);
   posix_fadvise(file.fd, offset, nbytes, POSIX_FADV_DONTNEED);
 }
 

@@ -9,14 +9,15 @@ namespace {
 constexpr size_t kMostFailures = 65536;
 }
 
-// A run takes at most a quarter of the ring, so that several are in flight and credits come back before it is dry.
+// A run takes at most an eighth of the ring, two copies where that is less and a quarter holds them, so that several are
+// in flight and credits come back before it is dry.
 Ring::Ring(IoPool& pool, uint64_t base, uint64_t slots, uint64_t stride)
     : pool_(pool),
       base_(base),
       slots_(slots),
       stride_(stride),
       most_bytes_(pool.read_bytes()),
-      most_copies_(std::max<uint64_t>(1, slots / 4)),
+      most_copies_(std::max<uint64_t>({1, slots / 8, std::min<uint64_t>(2, slots / 4)})),
       arrived_(slots, 0) {
   pool_.attach(this);
 }

@@ -129,7 +129,7 @@ def test_a_trial_chooses_the_threads_of_each_workload(tmp_path: Path) -> None:
 DRIVER = """
 from loop import serve
 
-def open_engine(model, threads):
+def open_engine(model, threads, kv_bytes):
     print("chatter that is not an answer")
     if threads == 13:
         raise RuntimeError("no such luck")

@@ -11,7 +11,6 @@ from naive_paging import naive_run
 from peers.kv_sources import KvFile, Mapped, MappedFixed, OnDemand
 from perplexity import nll
 
-from tokenvm.bench.forward import Forward
 from tokenvm.bench.link import LinkedDevice
 from tokenvm.bench.seed import Pages, add_seeded, computed_pages, random_pages
 from tokenvm.bench.subject import Paging, Subject, decode_steps, made_pages, read_prompt, request
@@ -120,12 +119,10 @@ def test_contexts_beyond_training_are_for_measurements_only(tmp_path: Path) -> N
 
 def test_likelihoods_do_not_depend_on_rows_a_pass(tmp_path: Path) -> None:
     mine = subject(tmp_path)
-    _, geometry = needs_of(MODEL, mine.settings)
     found = []
     for rows in (7, 16, 64):
         with mine.engine(Paging(), 60) as engine:
-            model = Forward(MODEL, geometry, rows, 60)
-            found.append(nll(engine, model, 0, list(prompt(60)), rows))
+            found.append(nll(engine, 0, list(prompt(60)), rows))
     assert len(found[0]) == 59
     assert found[0] == found[1] == found[2]
     assert 0 < np.mean(found[0]) < 30

@@ -15,6 +15,8 @@ struct Lanes {
   __m256 lo, hi;
 };
 
+// Call it when lanes were used and other code goes on.
+inline void clear_lanes() { _mm256_zeroupper(); }
 inline Lanes load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, Lanes a) {
   _mm256_storeu_ps(p, a.lo);

@@ -15,6 +15,8 @@ struct Lanes {
   __m512 v;
 };
 
+// Call it when lanes were used and other code goes on.
+inline void clear_lanes() { _mm256_zeroupper(); }
 inline Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 inline Lanes broadcast(float value) { return {_mm512_set1_ps(value)}; }

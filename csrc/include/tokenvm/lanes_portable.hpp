@@ -21,6 +21,8 @@ inline Lanes each(Function function) {
   return out;
 }
 
+// Call it when lanes were used and other code goes on.
+inline void clear_lanes() {}
 inline Lanes load(const float* p) {
   return each([&](int i) { return p[i]; });
 }

@@ -12,7 +12,7 @@ from tokenvm.sizes import format_size
 
 MIN_RING_PARTS = 4
 MAX_RING_BYTES = 8 << 20
-RING_SHARE = 4  # at most one quarter of a KV limit is staging ring, in whole huge pages where it has some
+RING_SHARE = 2  # at most half of a KV limit is staging ring, in whole huge pages where it has some
 
 
 @dataclass(frozen=True, slots=True)

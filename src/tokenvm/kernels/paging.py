@@ -112,31 +112,58 @@ def rope_append(
     different tokens; the parts are raw and must stay valid during the call. Raises ValueError if a position or an
     offset is out of range.
     """
-    import torch
-
     from tokenvm.kernels import checks
     from tokenvm.kernels.native import native
 
     _refuse_lossy(geometry)
-    rows, width = checks.dimensions("qkv", qkv, 2)
-    D = geometry.head_dim
-    if width != (q_heads + 2 * geometry.kv_heads) * D:
-        raise ValueError(f"qkv has {width} columns, not ({q_heads} + 2 * {geometry.kv_heads}) * {D}")
-    angles = checks.dimensions("cos_sin", cos_sin, 2)[0]
-    out, target = checks.result(out, (rows, q_heads, D), geometry.dtype)
+    out, target = checks.result(out, (len(qkv), q_heads, geometry.head_dim), geometry.dtype)
     native().rope_append(
-        checks.tensor("qkv", qkv, (rows, width), torch.float32),
-        rows,
-        q_heads,
+        *_qkv_rows(qkv, geometry, q_heads),
         *geometry.sizes,
-        checks.tensor("cos_sin", cos_sin, (angles, D), torch.float32),
-        angles,
-        checks.tensor("positions", positions, (rows,), torch.int64),
-        checks.array("parts", parts, (rows,), np.uint64),
-        checks.array("offsets", offsets, (rows,), np.int32),
+        *_angles(cos_sin, geometry),
+        *_places(positions, parts, offsets, len(qkv)),
         target,
     )
     return out
+
+
+def _qkv_rows(qkv: torch.Tensor, geometry: PartGeometry, q_heads: int) -> tuple[int, int, int]:
+    """Address, rows and query heads of qkv."""
+    import torch
+
+    from tokenvm.kernels import checks
+
+    rows, width = checks.dimensions("qkv", qkv, 2)
+    if width != (q_heads + 2 * geometry.kv_heads) * geometry.head_dim:
+        raise ValueError(
+            f"qkv has {width} columns, not ({q_heads} + 2 * {geometry.kv_heads}) * {geometry.head_dim}"
+        )
+    return checks.tensor("qkv", qkv, (rows, width), torch.float32), rows, q_heads
+
+
+def _angles(cos_sin: torch.Tensor, geometry: PartGeometry) -> tuple[int, int]:
+    """Address and count of the angles."""
+    import torch
+
+    from tokenvm.kernels import checks
+
+    angles = checks.dimensions("cos_sin", cos_sin, 2)[0]
+    return checks.tensor("cos_sin", cos_sin, (angles, geometry.head_dim), torch.float32), angles
+
+
+def _places(
+    positions: torch.Tensor, parts: npt.NDArray[np.uint64], offsets: npt.NDArray[np.int32], rows: int
+) -> tuple[int, int, int]:
+    """Addresses of where each row stands in its sequence, and of the part and the token in it that it goes to."""
+    import torch
+
+    from tokenvm.kernels import checks
+
+    return (
+        checks.tensor("positions", positions, (rows,), torch.int64),
+        checks.array("parts", parts, (rows,), np.uint64),
+        checks.array("offsets", offsets, (rows,), np.int32),
+    )
 
 
 def fill(address: int, nbytes: int, byte: int) -> None:

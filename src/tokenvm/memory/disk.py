@@ -149,6 +149,10 @@ class DiskStore:
             os.posix_fallocate(fd, 0, nbytes)
             if self.direct:
                 set_direct(fd)
+            else:
+                os.posix_fadvise(
+                    fd, 0, 0, os.POSIX_FADV_RANDOM
+                )  # the cache holds no more than what was asked for
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
