@@ -9,10 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenvm.async_llm import AsyncLLM
     from tokenvm.config import MemoryConfig
     from tokenvm.errors import (
         BuildError,
         ConfigError,
+        EngineDeadError,
         LimitTooSmall,
         ModelError,
         RequestError,
@@ -27,9 +29,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "BuildError",
     "CompletionOutput",
     "ConfigError",
+    "EngineDeadError",
     "LimitTooSmall",
     "Logprob",
     "MemoryConfig",
@@ -60,6 +64,8 @@ def _home(name: str) -> str:
     """Return the module that defines a public name."""
     if name == "LLM":
         return "tokenvm.llm"
+    if name == "AsyncLLM":
+        return "tokenvm.async_llm"
     if name == "MemoryConfig":
         return "tokenvm.config"
     if name == "SamplingParams":

@@ -19,6 +19,10 @@ from tokenvm.cli_options import (
     Json,
     KvCacheDtype,
     KvLimit,
+    KvTokens,
+    MaxModelLen,
+    MaxNumSeqs,
+    MaxTokensPerForward,
     Model,
     NvmeLimit,
     NvmePath,
@@ -117,30 +121,39 @@ def verify(
 
 @app.command()
 def config(
+    plan: Annotated[bool, typer.Option("--plan", help="Print what a start would take and hold.")] = False,
+    model: Model = "smollm2",
     kv_limit: KvLimit = None,
+    kv_cache_num_tokens: KvTokens = None,
     host_memory: HostMemory = None,
     nvme_path: NvmePath = None,
     nvme_limit: NvmeLimit = None,
     block_tokens: BlockTokens = None,
     kv_cache_dtype: KvCacheDtype = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    max_tokens_per_forward: MaxTokensPerForward = None,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Print every setting, its value and where it came from."""
+    """Print every setting, its value and where it came from; with --plan, what they make of a model."""
+    from tokenvm.cli_config import show_plan, show_settings
+
     resolved = merged_memory(
         kv_limit=kv_limit,
+        kv_cache_num_tokens=kv_cache_num_tokens,
         host_memory=host_memory,
         nvme_path=nvme_path,
         nvme_limit=nvme_limit,
         block_tokens=block_tokens,
         kv_cache_dtype=kv_cache_dtype,
     )
-    values = {name: str(value) for name, value in resolved.config.model_dump().items()}
-    if as_json:
-        rows = {name: {"value": values[name], "source": resolved.sources[name]} for name in values}
-        typer.echo(json.dumps(rows))
-        return
-    for name, value in values.items():
-        typer.echo(f"{name:18} {value:24} {resolved.sources[name]}")
+    if plan:
+        show_plan(model, dtype, resolved.config, as_json=as_json, max_model_len=max_model_len, threads=threads,
+                  max_num_seqs=max_num_seqs, max_tokens_per_forward=max_tokens_per_forward)  # fmt: skip
+    else:
+        show_settings(resolved, as_json=as_json)
 
 
 @app.command()

@@ -13,6 +13,10 @@ from tokenvm.errors import ConfigError
 
 Model = Annotated[str, typer.Option(help="A built-in name (smollm2), a Hugging Face folder or a .gguf file.")]
 KvLimit = Annotated[str | None, typer.Option(help='Memory for KV pages, such as "64MB".')]
+KvTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Memory for KV pages, as the tokens they hold; instead of --kv-limit."),
+]
 HostMemory = Annotated[str | None, typer.Option(help="Memory of the host tier; 0 switches it off.")]
 NvmePath = Annotated[Path | None, typer.Option(help="Folder for pages on disk.")]
 NvmeLimit = Annotated[str | None, typer.Option(help="Disk space for pages; 0 switches the tier off.")]
@@ -23,6 +27,11 @@ KvCacheDtype = Annotated[
 Threads = Annotated[
     int | None, typer.Option(help="Compute threads; by default every core this process may use.")
 ]
+MaxModelLen = Annotated[
+    int | None, typer.Option(help="Most tokens of a sequence; by default what the model was made for.")
+]
+MaxNumSeqs = Annotated[int | None, typer.Option(help="Most sequences that run at once.")]
+MaxTokensPerForward = Annotated[int | None, typer.Option(help="Most tokens that a step computes.")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
 

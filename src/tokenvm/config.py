@@ -27,7 +27,8 @@ __all__ = [
 Auto = Literal["auto"]
 
 _SIZES: Final = ("vram_limit", "kv_limit", "host_memory", "nvme_limit", "page_size")
-_COUNTS: Final[Mapping[str, int]] = {"block_tokens": 16, "prefetch_depth": 1, "prefetch_ahead": 1}
+_FROM_ONE: Final = ("kv_cache_num_tokens", "prefetch_depth", "prefetch_ahead")
+_COUNTS: Final[Mapping[str, int]] = {"block_tokens": 16, **dict.fromkeys(_FROM_ONE, 1)}
 """Field → the smallest value."""
 
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -55,9 +56,13 @@ _OTHER_FIELDS: Final = (
 )
 VARIABLES: Final[Mapping[str, str]] = {
     **_MB_VARIABLES,
+    "kv_cache_num_tokens": "TOKENVM_KV_TOKENS",
     **{name: f"TOKENVM_{name.upper()}" for name in _OTHER_FIELDS},
 }
 """Field → its environment variable. Those that end in _MB count megabytes (10⁶ bytes)."""
+
+_SAME: Final = (("block_tokens", "page_size"), ("kv_limit", "kv_cache_num_tokens"))
+"""Two ways each to say one thing."""
 
 
 class MemoryConfig(BaseModel):
@@ -75,6 +80,8 @@ class MemoryConfig(BaseModel):
     """Bytes of device memory for all: weights, pages, ring, workspace. On a CPU: of the arena in RAM."""
     kv_limit: int | Auto = "auto"
     """Bytes of device memory for pages and ring alone; auto leaves them what vram_limit has left."""
+    kv_cache_num_tokens: int | Auto = "auto"
+    """Tokens whose pages the device holds, another way to say kv_limit; the ring comes on top."""
     host_memory: int | Auto = "auto"
     """Bytes of the host tier; auto is off on a CPU."""
     nvme_path: str = "auto"
@@ -108,6 +115,7 @@ class MemoryConfig(BaseModel):
             *,
             vram_limit: int | str = "auto",
             kv_limit: int | str = "auto",
+            kv_cache_num_tokens: int | Auto = "auto",
             host_memory: int | str = "auto",
             nvme_path: str | Path = "auto",
             nvme_limit: int | str = "auto",
@@ -176,8 +184,9 @@ class MemoryConfig(BaseModel):
                 f"block_tokens={self.block_tokens} is not a multiple of 16 up to 256: "
                 "use 16, 32, 64, 128 or 256"
             )
-        if self.block_tokens != "auto" and self.page_size != "auto":
-            raise ConfigError("block_tokens and page_size say the same thing twice: leave one of them out")
+        for one, other in _SAME:
+            if getattr(self, one) != "auto" and getattr(self, other) != "auto":
+                raise ConfigError(f"{one} and {other} say the same thing twice: leave one of them out")
         if self.page_size == 0:
             raise ConfigError('page_size=0 holds nothing: use a size like "4MB", or "auto"')
         return self
@@ -272,7 +281,7 @@ def _megabytes(name: str, text: str) -> str:
 
 def _make_way(given: Mapping[str, Any], values: dict[str, Any], sources: dict[str, str]) -> None:
     """Let a page size replace a lower layer's block_tokens and the other way round: they are one setting."""
-    for name, other in (("block_tokens", "page_size"), ("page_size", "block_tokens")):
+    for name, other in (*_SAME, *(pair[::-1] for pair in _SAME)):
         if given.get(name, "auto") != "auto" and other in values and other not in given:
             del values[other]
             sources[other] = "default"

@@ -6,6 +6,7 @@ TokenVMError
 ├── ModelError           a model cannot be found, read or understood
 ├── RequestError         a prompt or a sampling parameter is not acceptable; the engine goes on
 ├── StorageError         a tier cannot be opened or has no room
+├── EngineDeadError      the engine's process has ended; its requests are lost
 └── BuildError           the native extension is missing or does not fit this machine
 """
 
@@ -41,6 +42,10 @@ class RequestError(TokenVMError):
 
 class StorageError(TokenVMError):
     """A tier cannot be opened, written or has no room left."""
+
+
+class EngineDeadError(TokenVMError):
+    """The process of an AsyncLLM's engine has ended, and with it every request; make another AsyncLLM."""
 
 
 class BuildError(TokenVMError):

@@ -15,6 +15,7 @@ from tokenvm.collect import Collector
 from tokenvm.config import MemoryConfig, config_path, read_config_file, resolve
 from tokenvm.engine.engine import Engine, StepResult
 from tokenvm.engine.launch import Settings, build_engine
+from tokenvm.engine.startup import StartupPlan
 from tokenvm.errors import RequestError
 from tokenvm.models.fetch import default_cache_dir, resolve_model
 from tokenvm.models.progress import Report, silent
@@ -37,6 +38,7 @@ class LLM:
     `model` is a built-in name ("smollm2"), a Hugging Face folder or a `.gguf` file. `memory` overrides the environment,
     the configuration file and the defaults. `dtype` is "auto" (bfloat16), "bfloat16" or "float32". `threads` bounds the
     compute threads. With `enable_prefix_caching`, requests that begin alike share the pages of what they begin with.
+    With `warm_up`, all memory is taken now, so that no request can run out of it later.
 
     Raises ModelError, ConfigError, LimitTooSmall or StorageError; each message says what to type.
     """
@@ -55,6 +57,7 @@ class LLM:
         threads: int | None = None,
         enable_prefix_caching: bool = True,
         progress: Report = silent,
+        warm_up: bool = False,
     ) -> None:
         folder = resolve_model(str(model), progress=progress)
         loaded = load_model(folder, dtype)
@@ -67,6 +70,7 @@ class LLM:
             seed=seed,
             threads=threads,
             enable_prefix_caching=enable_prefix_caching,
+            warm_up=warm_up,
         )
         self._start(loaded, spoken, settings)
 
@@ -152,6 +156,11 @@ class LLM:
     def get_tokenizer(self) -> Tokenizer:
         """Return the tokenizer."""
         return self._tokenizer
+
+    @property
+    def plan(self) -> StartupPlan:
+        """What its memory is used for, and how many sequences fit."""
+        return self.engine.plan
 
     def stats(self) -> dict[str, Any]:
         """Return tiers, moved bytes, streamed pages, overlap and hidden ratios as plain values."""

@@ -85,3 +85,9 @@ def test_the_command_line_starts_without_torch() -> None:
     after = loaded_by("import tokenvm.cli")
     assert "typer" in after
     assert not after & {"torch", "transformers"}
+
+
+def test_the_front_process_of_an_engine_needs_no_torch() -> None:
+    after = loaded_by("import tokenvm.async_llm")
+    assert "tokenvm.engine_process.connection" in after
+    assert not after & {"torch", "transformers"}

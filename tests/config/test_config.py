@@ -64,6 +64,11 @@ def test_a_setting_cannot_be_changed() -> None:
         ({"block_tokens": "many"}, "block_tokens='many'"),
         ({"page_size": 0}, "page_size=0"),
         ({"block_tokens": 64, "page_size": "1MB"}, "leave one of them out"),
+        (
+            {"kv_limit": "1MB", "kv_cache_num_tokens": 64},
+            "kv_limit and kv_cache_num_tokens say the same thing",
+        ),
+        ({"kv_cache_num_tokens": 0}, "kv_cache_num_tokens=0"),
         ({"policy": "arc"}, "policy='arc' is not available: use \"lru\""),
         ({"prefetch_strategy": "attention_aware"}, 'use "none" or "sequential"'),
         ({"compression": "rle"}, 'compression=\'rle\' is not available: use "none" or "bitpack"'),
@@ -110,6 +115,7 @@ def test_every_setting_but_page_size_has_an_environment_name() -> None:
         "TOKENVM_HOST_MB",
         "TOKENVM_KV_CACHE_DTYPE",
         "TOKENVM_KV_MB",
+        "TOKENVM_KV_TOKENS",
         "TOKENVM_NVME_MB",
         "TOKENVM_NVME_PATH",
         "TOKENVM_OVERLAP_STREAMS",
@@ -159,6 +165,15 @@ def test_page_size_and_block_tokens_replace_each_other_between_places() -> None:
     assert (found.sources["block_tokens"], found.sources["page_size"]) == ("default", "argument")
     found = resolve({}, {"TOKENVM_BLOCK_TOKENS": "64"}, {"page_size": "2MB"})
     assert (found.config.block_tokens, found.config.page_size) == (64, "auto")
+
+
+def test_a_budget_in_tokens_and_one_in_bytes_replace_each_other_between_places() -> None:
+    found = resolve({"kv_cache_num_tokens": 64}, {"TOKENVM_KV_MB": "8"}, {})
+    assert (found.config.kv_cache_num_tokens, found.config.kv_limit) == (64, "auto")
+    found = resolve({}, {"TOKENVM_KV_TOKENS": "128"}, {"kv_limit": "2MB"})
+    assert (found.config.kv_cache_num_tokens, found.config.kv_limit) == (128, "auto")
+    found = resolve({"kv_limit": "2MB"}, {"TOKENVM_KV_TOKENS": "128"}, {})
+    assert (found.config.kv_cache_num_tokens, found.config.kv_limit) == ("auto", 2_000_000)
 
 
 def test_a_config_given_as_argument_counts_only_what_it_names() -> None:

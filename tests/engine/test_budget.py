@@ -56,3 +56,31 @@ def test_without_lower_tiers_there_is_no_ring():
     budget = plan_budget(MemoryConfig(nvme_limit=0, host_memory=0), NEEDS, FREE, DISK)
     assert not budget.spills
     assert budget.ring_slots == 0
+
+
+def test_a_budget_in_tokens_gives_exactly_their_pages_and_a_ring_beside_them():
+    for tokens in range(2 * 16, 64 * 16 + 1, 7):
+        pages = -(-tokens // 16)
+        config = MemoryConfig(kv_cache_num_tokens=tokens)
+        budget = plan_budget(config, NEEDS, FREE, DISK)
+        assert budget.device_slots == pages
+        assert budget.ring_slots >= MIN_RING_PARTS
+        assert pages * NEEDS.page_bytes + budget.ring_slots * NEEDS.part_bytes <= budget.kv_bytes
+        alone = plan_budget(config.model_copy(update={"nvme_limit": 0}), NEEDS, FREE, DISK)
+        assert (alone.device_slots, alone.ring_slots) == (pages, 0)
+
+
+def test_a_budget_in_tokens_stays_within_what_is_wanted_and_what_vram_limit_leaves():
+    assert plan_budget(MemoryConfig(kv_cache_num_tokens=10**6), NEEDS, FREE, DISK).device_slots == 64
+    fixed = NEEDS.weight_bytes + NEEDS.workspace_bytes
+    vram = fixed + minimum_kv_bytes(NEEDS) + 3 * NEEDS.page_bytes
+    budget = plan_budget(MemoryConfig(kv_cache_num_tokens=60 * 16, vram_limit=vram), NEEDS, FREE, DISK)
+    assert budget.kv_bytes == vram - fixed
+    assert budget.device_slots < 60
+
+
+def test_too_few_tokens_are_refused_with_the_number_that_works():
+    with pytest.raises(LimitTooSmall, match="kv_cache_num_tokens=32 or more") as caught:
+        plan_budget(MemoryConfig(kv_cache_num_tokens=16), NEEDS, FREE, DISK)
+    assert caught.value.minimum_bytes == minimum_kv_bytes(NEEDS)
+    assert plan_budget(MemoryConfig(kv_cache_num_tokens=32), NEEDS, FREE, DISK).device_slots == 2

@@ -19,7 +19,7 @@ RING_SHARE = 2  # at most half of a KV limit is staging ring, in whole huge page
 class Needs:
     """What a model asks for, in bytes: one page over all layers, one part, its weights, its workspace.
 
-    `open_slots`: the device slots that an open page takes.
+    `open_slots`: the device slots that an open page takes. `block_tokens`: the tokens of a page.
     """
 
     page_bytes: int
@@ -28,6 +28,7 @@ class Needs:
     workspace_bytes: int
     wanted_pages: int
     open_slots: int = 1
+    block_tokens: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ def plan_budget(config: MemoryConfig, needs: Needs, free_bytes: int, free_disk_b
     ring_slots = _ring_slots(kv_bytes, needs) if spills else 0
     device_slots = (kv_bytes - ring_slots * needs.part_bytes) // needs.page_bytes
     device_slots = min(device_slots, max(needs.wanted_pages, needs.open_slots + 1))
+    if config.kv_cache_num_tokens != "auto":
+        device_slots = min(device_slots, _pages(config.kv_cache_num_tokens, needs))
     return Budget(device_slots, ring_slots, host_slots, disk_bytes, kv_bytes)
 
 
@@ -91,11 +94,34 @@ def _kv_bytes(config: MemoryConfig, needs: Needs, free_bytes: int, *, spills: bo
     minimum = minimum_kv_bytes(needs, spills=spills)
     pages = f"{needs.open_slots + 1} pages"
     ceiling = _vram_share(config, fixed, minimum, pages)
+    if config.kv_cache_num_tokens != "auto":
+        wanted = _token_bytes(config.kv_cache_num_tokens, needs, spills=spills)
+        return min(wanted, ceiling) if ceiling else wanted
     if config.kv_limit != "auto":
         _require("kv_limit", config.kv_limit, minimum, f"{pages} and the staging ring")
         return min(config.kv_limit, ceiling) if ceiling else config.kv_limit
     roomy = needs.wanted_pages * needs.page_bytes + MAX_RING_BYTES
     return min(ceiling, roomy) if ceiling else max(minimum, min(free_bytes // 2 - fixed, roomy))
+
+
+def _token_bytes(tokens: int, needs: Needs, *, spills: bool) -> int:
+    """Return bytes that leave the pages of so many tokens beside the ring."""
+    fewest = needs.open_slots + 1
+    if _pages(tokens, needs) < fewest:
+        raise LimitTooSmall(
+            f"kv_cache_num_tokens is {tokens}, but this model needs at least {fewest} pages of {needs.block_tokens} "
+            f"tokens: type kv_cache_num_tokens={fewest * needs.block_tokens} or more",
+            minimum_kv_bytes(needs, spills=spills),
+        )
+    page_bytes = _pages(tokens, needs) * needs.page_bytes
+    if not spills:
+        return page_bytes
+    roomy = page_bytes * RING_SHARE // (RING_SHARE - 1) + needs.part_bytes
+    return page_bytes + _ring_slots(roomy, needs) * needs.part_bytes
+
+
+def _pages(tokens: int, needs: Needs) -> int:
+    return -(-tokens // needs.block_tokens)
 
 
 def _vram_share(config: MemoryConfig, fixed: int, minimum: int, pages: str) -> int:

@@ -14,6 +14,7 @@ from tokenvm.engine.runner import Runner
 from tokenvm.engine.sampling.choice import Choice
 from tokenvm.engine.sampling.sampler import Sampler
 from tokenvm.engine.sampling.scoring import LogitRows, Scores, score
+from tokenvm.engine.startup import StartupPlan
 from tokenvm.errors import RequestError, StorageError
 from tokenvm.kvcache import KVCache
 from tokenvm.schedule.plan import Event, FinishedEvent, Plan
@@ -44,11 +45,21 @@ class StepResult:
 
 
 class Engine:
-    """Owns the scheduler, the KV of its sequences and the model. One thread calls it."""
+    """Owns the scheduler, the KV of its sequences and the model. One thread calls it.
+
+    `plan` is what was planned for its memory.
+    """
 
     def __init__(
-        self, scheduler: Scheduler, kvcache: KVCache, runner: Runner, clock: Clock, seed: int = 0
+        self,
+        scheduler: Scheduler,
+        kvcache: KVCache,
+        runner: Runner,
+        clock: Clock,
+        plan: StartupPlan,
+        seed: int = 0,
     ) -> None:
+        self.plan = plan
         self.scheduler = scheduler
         self.kvcache = kvcache
         self.runner = runner

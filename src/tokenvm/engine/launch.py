@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tokenvm.clock import RealClock
@@ -14,6 +14,8 @@ from tokenvm.engine.compression import READ_BYTES, bounce_bytes, codec_of
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.geometry import geometry_of, raw_slots
 from tokenvm.engine.runner import Runner, workspace_bytes
+from tokenvm.engine.startup import StartupPlan, plan_startup
+from tokenvm.engine.warm_up import commit, warm_up
 from tokenvm.errors import ConfigError, StorageError
 from tokenvm.kernels.native import NUMERICS_ID, set_threads
 from tokenvm.kernels.paging import PartGeometry
@@ -41,7 +43,10 @@ DEFAULT_MAX_TOKENS_PER_FORWARD = 512
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What an engine is asked to be. None means: the model's or this module's default."""
+    """What an engine is asked to be. None means: the model's or this module's default.
+
+    With `warm_up` it takes all its memory before it stands, so that no later step can run out of it.
+    """
 
     memory: MemoryConfig
     disk_path: Path
@@ -53,6 +58,7 @@ class Settings:
     poison: bool = False
     lookahead: bool = True
     enable_prefix_caching: bool = True
+    warm_up: bool = False
 
 
 def needs_of(model: LoadedModel, settings: Settings) -> tuple[Needs, PartGeometry]:
@@ -62,6 +68,14 @@ def needs_of(model: LoadedModel, settings: Settings) -> tuple[Needs, PartGeometr
     return _needs(model, layout, _whole_limits(model, settings), geometry, settings.memory), geometry
 
 
+def plan_engine(model: LoadedModel, settings: Settings) -> StartupPlan:
+    """Return what `build_engine` would take for this model, which may be an outline. Takes nothing.
+
+    Raises what `build_engine` raises.
+    """
+    return _prepare(model, settings, free_memory_bytes() - model.weights.nbytes).plan
+
+
 def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend | None = None) -> Engine:
     """Make an engine for a loaded model.
 
@@ -69,24 +83,40 @@ def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend 
         LimitTooSmall: a memory limit is below the minimum. ConfigError: a number makes no sense. StorageError: a tier
             cannot be opened.
     """
-    limits = _whole_limits(model, settings)
-    geometry = geometry_of(model, settings.memory)
-    layout = PageLayout(model.spec.layers, geometry.part_bytes)
-    set_threads(limits.threads)
-    disk_free = _disk_room(settings, layout.page_bytes)
-    budget = plan_budget(
-        settings.memory,
-        _needs(model, layout, limits, geometry, settings.memory),
-        free_memory_bytes(),
-        disk_free,
-    )
+    made = _prepare(model, settings, free_memory_bytes())
+    set_threads(made.limits.threads)
     device = backend or CpuDevice(_reads_in_flight(settings.memory), READ_BYTES)
-    vm = _memory(device, layout, budget, settings, codec_of(settings.memory, geometry, layout))
+    vm = _memory(
+        device, made.layout, made.budget, settings, codec_of(settings.memory, made.geometry, made.layout)
+    )
     try:
-        return _assemble(model, geometry, vm, limits, settings)
+        return _assemble(model, vm, made, settings)
     except BaseException:
         vm.close()
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """All that is decided before anything is taken."""
+
+    limits: _Numbers
+    geometry: PartGeometry
+    layout: PageLayout
+    budget: Budget
+    plan: StartupPlan
+
+
+def _prepare(model: LoadedModel, settings: Settings, free_bytes: int) -> _Prepared:
+    limits = _whole_limits(model, settings)
+    geometry = geometry_of(model, settings.memory)
+    layout = PageLayout(model.spec.layers, geometry.part_bytes)
+    needs = _needs(model, layout, limits, geometry, settings.memory)
+    budget = plan_budget(settings.memory, needs, free_bytes, _disk_room(settings, layout.page_bytes))
+    dtype = str(model.weights.dtype).removeprefix("torch.")
+    kv_format = dtype if geometry.kv_format == "raw" else geometry.kv_format
+    plan = plan_startup(needs, budget, **asdict(limits), dtype=dtype, kv_format=kv_format)
+    return _Prepared(limits, geometry, layout, budget, plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +154,12 @@ def _needs(
 ) -> Needs:
     pages_each = -(-limits.max_model_len // geometry.block_tokens)
     workspace = workspace_bytes(
-        model.spec, limits.max_tokens_per_forward, model.weights.dtype, limits.max_num_seqs, pages_each
+        model.spec,
+        limits.max_tokens_per_forward,
+        model.weights.dtype,
+        limits.max_num_seqs,
+        geometry.block_tokens,
+        limits.threads,
     )
     raw = raw_slots(layout, geometry)
     bounce = bounce_bytes(codec_of(memory, geometry, layout), layout, _reads_in_flight(memory))
@@ -135,6 +170,7 @@ def _needs(
         workspace_bytes=workspace + passing_bytes(geometry, limits.max_tokens_per_forward) + bounce,
         wanted_pages=limits.max_num_seqs * (pages_each + raw) + 1,
         open_slots=1 + raw,
+        block_tokens=geometry.block_tokens,
     )
 
 
@@ -162,16 +198,16 @@ def _memory(
     host: TierStore = NullStore(Tier.HOST, layout)
     if budget.host_slots:
         host = HostPool(backend, budget.host_slots, layout)
+    if settings.warm_up:
+        commit(backend, (arena, host))
     disk: TierStore = NullStore(Tier.DISK, layout)
     if budget.disk_bytes:
         disk = DiskStore(settings.disk_path, budget.disk_bytes, layout, codec=codec)
     return MemoryManager(backend, arena, (host, disk), budget.ring_slots, make_policy(settings.memory.policy))
 
 
-def _assemble(
-    model: LoadedModel, geometry: PartGeometry, vm: MemoryManager, limits: _Numbers, settings: Settings
-) -> Engine:
-    clock = RealClock()
+def _assemble(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings) -> Engine:
+    clock, limits, geometry = RealClock(), made.limits, made.geometry
     kvcache = KVCache(
         vm,
         geometry.block_tokens,
@@ -200,7 +236,9 @@ def _assemble(
         kvcache,
     )
     runner = Runner(model, geometry, limits.max_tokens_per_forward, limits.max_model_len)
-    return Engine(scheduler, kvcache, runner, clock, settings.seed)
+    if settings.warm_up:
+        warm_up(vm, runner, geometry, made.plan)
+    return Engine(scheduler, kvcache, runner, clock, made.plan, settings.seed)
 
 
 def _layers_ahead(memory: MemoryConfig) -> int | None:

@@ -19,18 +19,36 @@ from tokenvm.staging import Staged
 Tap = Callable[[Plan, torch.Tensor], None]
 
 
-def workspace_bytes(spec: ModelSpec, rows: int, dtype: torch.dtype, sequences: int, pages_each: int) -> int:
+PARTIAL_BYTES = 64 << 20
+"""`kPartialBytes` of csrc/src/attention.cpp: the most that partial results of pages take."""
+
+PARTIAL_ROWS = 1152
+"""So many query rows (row, head) a thread have partial results at most: with more there are tasks enough without."""
+
+TILE_ROWS = 192
+"""`kTileRows` there: query rows that a thread attends at once."""
+
+
+def workspace_bytes(
+    spec: ModelSpec, rows: int, dtype: torch.dtype, sequences: int, block_tokens: int, threads: int
+) -> int:
     """Return what a step of `rows` tokens needs beside weights and pages, the kernels' scratch included.
 
     No more rows have logits than sequences may run.
     """
-    heads = spec.attention
-    state_bytes = heads.q_heads * (heads.head_dim + 2) * 4
-    per_row = Activations.bytes_per_row(spec, dtype) + state_bytes
-    per_row += (heads.out_columns + spec.mlp.intermediate) * dtype.itemsize
-    partials = sequences * pages_each * state_bytes
-    tables = spec.max_model_len * heads.head_dim * 4 + sequences * spec.vocab_size * 4
-    return rows * per_row + partials + tables
+    heads, inner = spec.attention, spec.mlp.intermediate
+    number = (heads.head_dim + 2) * 4
+    widest = max(spec.hidden, heads.out_columns, inner) + 31
+    per_row = Activations.bytes_per_row(spec, dtype) + heads.q_heads * number
+    per_row += (heads.out_columns + widest) * dtype.itemsize
+    if inner % 16:
+        per_row += 2 * inner * 4  # gates and ups, before they are multiplied
+    sampled = min(rows, sequences) * (spec.vocab_size * 4 + spec.hidden * (4 + dtype.itemsize))
+    angles = spec.max_model_len * heads.head_dim * 4
+    tiles = threads * TILE_ROWS * (3 * heads.head_dim + block_tokens + 16) * 4
+    pages = -(-spec.max_model_len // block_tokens)
+    partial_rows = min(rows * heads.q_heads, threads * PARTIAL_ROWS if threads > 1 else 0)
+    return rows * per_row + sampled + angles + tiles + min(PARTIAL_BYTES, partial_rows * pages * number)
 
 
 class Runner:
@@ -59,3 +77,10 @@ class Runner:
         if self.tap is not None:
             self.tap(plan, logits[list(wanted.sampled)] if wanted.scored else logits)
         return logits
+
+    def attend_once(self, staged: Staged) -> None:
+        """Attend in one layer, whatever the buffers hold: only what that needs of memory is meant."""
+        rows, buffers = len(staged.positions), self._decoder.buffers
+        with torch.inference_mode():
+            self._context.begin(staged, [])
+            self._context.attend(0, buffers.qkv[:rows], buffers.attended[:rows])

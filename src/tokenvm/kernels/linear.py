@@ -33,6 +33,11 @@ class PackedMatrix:
         return self.storage.numel()
 
 
+def packed_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
+    """Return the bytes that `pack` makes of a weight [rows, columns], bfloat16 or float32."""
+    return int(native().packed_bytes(checks.narrow(dtype, "the weight's dtype"), rows, columns))
+
+
 def pack(weight: torch.Tensor, memory: WeightMemory | None = None) -> PackedMatrix:
     """Pack a contiguous CPU weight [N, K], bfloat16 or float32, of any size; into `memory` if there is one."""
     rows, columns = checks.dimensions("weight", weight, 2)

@@ -1,0 +1,308 @@
+"""AsyncLLM: many requests at once, each an async iteration, over an engine in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tokenvm.clock import RealClock
+from tokenvm.collect import Collector
+from tokenvm.config import MemoryConfig
+from tokenvm.engine_process.connection import Connection
+from tokenvm.engine_process.in_flight import InFlight
+from tokenvm.engine_process.messages import (
+    Abort,
+    Accepted,
+    Ask,
+    Ready,
+    Refused,
+    Start,
+    Stepped,
+    Stop,
+    Submit,
+    ToFront,
+    Told,
+    error_from,
+)
+from tokenvm.errors import EngineDeadError, RequestError, TokenVMError
+from tokenvm.models.progress import Report, silent
+from tokenvm.outputs import RequestOutput
+from tokenvm.prompts import Prompt, read_prompt
+from tokenvm.schedule.plan import Event
+from tokenvm.schedule.request import Request
+from tokenvm.schedule.sampling_params import SamplingParams
+from tokenvm.tokenizer import Tokenizer
+from tokenvm.vocab import SeqId
+
+LONG_TEXT: Final = 20_000
+"""Characters from which on a prompt is tokenised on another thread."""
+
+HEALTH_S: Final = 30.0
+
+
+class AsyncLLM:
+    """A model behind an event loop: the same arguments, outputs and bits as `LLM`; it warms up unless told not to.
+
+    The engine steps in a process of its own, so nothing that the event loop does makes a step wait; text, stop strings
+    and log-probabilities are made here. Start it with `async with AsyncLLM(...) as llm:` or
+    `await AsyncLLM.start(...)`, which raise what LLM raises; use it from that event loop only.
+
+    Every waiting call raises EngineDeadError as soon as the engine's process has ended.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        memory: MemoryConfig | None = None,
+        dtype: str = "auto",
+        tokenizer: str | Path | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        max_tokens_per_forward: int | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        enable_prefix_caching: bool = True,
+        progress: Report = silent,
+        warm_up: bool = True,
+    ) -> None:
+        numbers: dict[str, int | bool | None] = {
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "max_tokens_per_forward": max_tokens_per_forward,
+            "seed": seed,
+            "threads": threads,
+            "enable_prefix_caching": enable_prefix_caching,
+            "warm_up": warm_up,
+        }
+        self._start = Start(str(model), {} if memory is None else memory.chosen(), dtype, numbers)
+        self._tokenizer_folder = tokenizer
+        self._progress = progress
+        self._clock = RealClock()
+        self._connection: Connection | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._end: TokenVMError = RequestError(
+            "this AsyncLLM has not started: type `async with AsyncLLM(...) as llm:`"
+        )
+        self._in_flight: dict[str, InFlight] = {}  # by the name on the wire, which is never used again
+        self._of_seq: dict[SeqId, InFlight] = {}  # of sequences that have not ended
+        self._names: dict[str, str] = {}  # request id → name, of those in flight
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._count = 0
+
+    @classmethod
+    async def start(cls, model: str | Path, **arguments: Any) -> Self:
+        """Make one and wait until its engine stands. The caller shuts it down."""
+        return await cls(model, **arguments).__aenter__()
+
+    async def __aenter__(self) -> Self:
+        if self._connection is None:
+            await self._begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What its memory is used for, and how many sequences fit: `StartupPlan` as plain values."""
+        return self._ready.plan
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be taken."""
+        return self._listener is not None and not self._listener.done()
+
+    def get_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer."""
+        return self._tokenizer
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        delta: bool = False,
+    ) -> AsyncIterator[RequestOutput]:
+        """Complete a prompt, yielding all that has come so far whenever there is more, or with `delta` only the new.
+
+        A lower `priority` runs first; only requests with the same `cache_salt` share pages. Who reads slowly gets several tokens at once. The last output is `finished`. Ending the iteration early, or
+        cancelling the task that iterates, ends the request. Text that may become a stop string is held back.
+
+        Raises:
+            RequestError: the request is not possible. StorageError: there is no room for its pages. EngineDeadError.
+        """
+        params = sampling_params or SamplingParams()
+        one = await self._submit(prompt, params, request_id, priority, cache_salt)
+        try:
+            while not one.finished:
+                await one.wait()
+                yield one.delta() if delta else one.so_far()
+        finally:
+            self._forget(one)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request; who iterates over it gets a last output with the finish reason "abort".
+
+        Nothing happens if there is none of that id.
+        """
+        if request_id in self._names:
+            await self._send(Abort(self._names[request_id]))
+
+    async def stats(self) -> dict[str, Any]:
+        """Return what `LLM.stats` does. Raises EngineDeadError."""
+        number = self._count = self._count + 1
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._send(Ask(number))
+            stats: dict[str, Any] = await answer
+            return stats
+        finally:
+            del self._asked[number]
+
+    async def check_health(self, timeout_s: float = HEALTH_S) -> None:
+        """Return once the engine has answered between two steps.
+
+        Raises EngineDeadError if its process has ended or does not answer in time.
+        """
+        try:
+            await asyncio.wait_for(self.stats(), timeout_s)
+        except TimeoutError:
+            raise EngineDeadError(
+                f"the engine process has not answered for {timeout_s:g} s: end it and make another AsyncLLM"
+            ) from None
+
+    async def shutdown(self) -> None:
+        """End the engine's process and wait until it is gone; idempotent. Requests left raise EngineDeadError."""
+        if self._connection is None:
+            return
+        connection, self._connection = self._connection, None
+        self._fail_all(EngineDeadError("this AsyncLLM was shut down: make another"))
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+        await connection.close()
+
+    async def _begin(self) -> None:
+        self._connection = await Connection.open()
+        try:
+            self._ready: Ready = await self._connection.start_engine(self._start, self._progress)
+            folder = Path(self._tokenizer_folder or self._ready.folder)
+            self._tokenizer = await asyncio.to_thread(Tokenizer.from_folder, folder)
+        except BaseException:
+            connection, self._connection = self._connection, None
+            await asyncio.shield(connection.close(politely=False))
+            raise
+        self._listener = asyncio.create_task(self._listen(self._connection))
+
+    async def _submit(
+        self, prompt: Prompt, params: SamplingParams, request_id: str | None, priority: int, salt: str
+    ) -> InFlight:
+        self._refuse_dead()
+        if isinstance(prompt, str) and len(prompt) >= LONG_TEXT:
+            ids, said = await asyncio.to_thread(read_prompt, prompt, self._tokenizer)
+        else:
+            ids, said = read_prompt(prompt, self._tokenizer)
+        self._count += 1
+        name = str(self._count)
+        called, now_s = request_id or f"request-{name}", self._clock.now_s()
+        request = Request(called, ids, params, now_s, priority, cache_salt=salt)
+        if request.request_id in self._names:
+            raise RequestError(
+                f"a request {request.request_id!r} has not finished: give each an id of its own"
+            )
+        one = InFlight(name, Collector(request, said, self._tokenizer, self._ready.ends))
+        self._in_flight[name], self._names[one.request_id] = one, name
+        try:
+            await self._send(Submit.of(request, name))
+        except BaseException:
+            self._forget(one)
+            raise
+        return one
+
+    async def _send(self, message: Submit | Abort | Ask) -> None:
+        connection = self._refuse_dead()
+        connection.send(message)
+        await connection.drain()
+
+    def _refuse_dead(self) -> Connection:
+        """Raise what ended the engine, or kept it from standing, if it does not stand."""
+        if not self.alive or self._connection is None:
+            raise type(self._end)(*self._end.args)
+        return self._connection
+
+    def _forget(self, one: InFlight) -> None:
+        """End what has not ended; its events are not for anybody any more."""
+        if self._in_flight.pop(one.name, None) is not None:
+            del self._names[one.request_id]
+            if not one.finished:
+                self._tell(Abort(one.name))
+
+    def _tell(self, message: Abort | Stop) -> None:
+        """Send what matters no more once the engine has gone."""
+        if self._connection is not None:
+            self._connection.send(message)
+
+    async def _listen(self, connection: Connection) -> None:
+        """Hear the engine until it ends; whatever ends this ends every request by name."""
+        try:
+            while True:
+                self._hear(await connection.receive())
+        except EngineDeadError as error:
+            self._fail_all(error)
+        except Exception as error:
+            self._fail_all(EngineDeadError(f"its messages cannot be read ({error!r}): make another AsyncLLM"))
+            raise
+
+    def _hear(self, message: ToFront) -> None:
+        match message:
+            case Stepped():
+                self._hear_step(message)
+            case Accepted(name, seqs):
+                if name in self._in_flight:
+                    self._in_flight[name].name_sequences(seqs)
+                    self._of_seq |= dict.fromkeys(seqs, self._in_flight[name])
+            case Refused(name, failure):
+                if name in self._in_flight:
+                    self._in_flight[name].fail(error_from(failure))
+            case Told(number, stats):
+                if number in self._asked and not self._asked[number].done():
+                    self._asked[number].set_result(stats)
+            case _:
+                raise ValueError(f"{type(message).__name__} is not said by a running engine")
+
+    def _hear_step(self, step: Stepped) -> None:
+        now_s, ended = self._clock.now_s(), {event.seq for event in step.ends}
+        for seq in step.begins.keys() & self._of_seq.keys():
+            self._of_seq[seq].begin(seq, step.begins[seq], step.began_s)
+        for seq in step.scores.keys() & self._of_seq.keys():
+            self._of_seq[seq].score(step.scores[seq])
+        events: list[Event] = [*step.tokens, *step.ends]
+        for event in events:
+            one = self._in_flight.get(event.request_id)
+            if one is None:
+                continue
+            try:
+                if one.hear(event, step.choices, now_s) and event.seq not in ended:
+                    self._tell(Stop(event.seq))
+            except Exception as error:  # one request's text must not end the others
+                one.fail(error)
+                self._tell(Abort(one.name))
+        for seq in ended:
+            self._of_seq.pop(seq, None)
+
+    def _fail_all(self, error: EngineDeadError) -> None:
+        self._end = error
+        for one in self._in_flight.values():
+            one.fail(EngineDeadError(*error.args))
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(EngineDeadError(*error.args))

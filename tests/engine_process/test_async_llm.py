@@ -1,0 +1,200 @@
+"""AsyncLLM says what LLM says, to the bit, whoever else asks; and requests end when nobody listens any more."""
+
+import asyncio
+import itertools
+from typing import Any
+
+import pytest
+from fixtures_async import Run, greedy, last, prompt, said
+
+from tokenvm import LLM, AsyncLLM, RequestError, SamplingParams
+
+MANY, LONG = 24, 4000
+
+
+async def idle(llm: AsyncLLM) -> None:
+    """Wait until no page is in use."""
+    while any(tier["used_bytes"] for tier in (await llm.stats())["tiers"].values()):
+        await asyncio.sleep(0.01)
+
+
+def test_many_at_once_say_what_each_says_alone(run: Run, engine: AsyncLLM, twin: LLM) -> None:
+    prompts = [prompt(5 + 17 * at % 90, seed=at) for at in range(MANY)]
+    params = [
+        greedy(4 + at % 9, logprobs=2)
+        if at % 2
+        else SamplingParams(temperature=0.9, top_p=0.9, seed=at, max_tokens=10, ignore_eos=True)
+        for at in range(MANY)
+    ]
+
+    async def all_of_them() -> list[Any]:
+        return await asyncio.gather(*(last(engine, *each) for each in zip(prompts, params, strict=True)))
+
+    alone = [said(*twin.generate(*each, use_tqdm=False)) for each in zip(prompts, params, strict=True)]
+    assert [said(output) for output in run(all_of_them())] == alone
+
+
+def test_a_text_is_completed_with_times_and_its_id(run: Run, engine: AsyncLLM, twin: LLM) -> None:
+    output = run(last(engine, "hello world", greedy(), request_id="mine"))
+    assert said(output) == said(*twin.generate("hello world", greedy(), use_tqdm=False))
+    assert (output.request_id, output.prompt) == ("mine", "hello world")
+    assert output.metrics is not None
+    assert 0 < output.metrics.ttft_s <= output.metrics.latency_s
+
+
+def test_a_long_text_is_read_on_another_thread(run: Run, engine: AsyncLLM) -> None:
+    with pytest.raises(RequestError, match="shorten it"):
+        run(last(engine, "hello world " * 2000))
+
+
+def test_outputs_grow_and_deltas_are_their_differences(run: Run, engine: AsyncLLM) -> None:
+    params = greedy(30, logprobs=1)
+
+    async def both() -> tuple[list[Any], list[Any]]:
+        grown = [output async for output in engine.generate(prompt(9), params)]
+        deltas = [output async for output in engine.generate(prompt(9), params, delta=True)]
+        return [one.outputs[0] for one in grown], [one.outputs[0] for one in deltas]
+
+    grown, deltas = run(both())
+    for before, after in itertools.pairwise(grown):
+        assert after.text.startswith(before.text)
+        assert after.token_ids[: len(before.token_ids)] == before.token_ids
+    whole = grown[-1]
+    assert "".join(one.text for one in deltas) == whole.text
+    assert [token for one in deltas for token in one.token_ids] == whole.token_ids
+    assert [best for one in deltas for best in one.logprobs] == whole.logprobs
+    assert deltas[-1].finish_reason == whole.finish_reason == "length"
+
+
+def test_a_stop_string_ends_the_text_and_the_sequence(run: Run, engine: AsyncLLM, twin: LLM) -> None:
+    (whole,) = twin.generate(prompt(9), greedy(40), use_tqdm=False)
+    text = whole.outputs[0].text
+    stop = text[len(text) // 2 :][:3]
+    params = greedy(400, stop=[stop])
+
+    async def shown() -> list[str]:
+        return [output.outputs[0].text async for output in engine.generate(prompt(9), params)]
+
+    texts = run(shown())
+    assert texts[-1] == text[: text.index(stop)]
+    assert all(texts[-1].startswith(one) for one in texts)
+    assert said(run(last(engine, prompt(9), params))) == said(
+        *twin.generate(prompt(9), params, use_tqdm=False)
+    )
+    run(idle(engine))
+
+
+def test_abort_ends_a_request_with_what_it_has(run: Run, engine: AsyncLLM, twin: LLM) -> None:
+    async def cut() -> Any:
+        async for output in engine.generate(prompt(9), greedy(LONG), "cut"):
+            if len(output.outputs[0].token_ids) >= 5:
+                await engine.abort("cut")
+        return output
+
+    output = run(cut())
+    (whole,) = twin.generate(prompt(9), greedy(400), use_tqdm=False)
+    tokens = output.outputs[0].token_ids
+    assert output.outputs[0].finish_reason == "abort"
+    assert 5 <= len(tokens) < LONG
+    assert tokens[:400] == whole.outputs[0].token_ids[: len(tokens)]
+    run(engine.abort("nobody"))
+    run(idle(engine))
+
+
+@pytest.mark.parametrize("way", ["cancel", "close", "waiting"])
+def test_a_request_nobody_reads_is_ended_and_its_pages_freed(run: Run, engine: AsyncLLM, way: str) -> None:
+    async def leave() -> None:
+        running = engine.generate(prompt(40), greedy(LONG), "left")
+        if way != "waiting":
+            await anext(running)
+        if way == "close":
+            await running.aclose()
+            return
+        task = asyncio.create_task(anext(running))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    steps = run(engine.stats())["steps"]
+    run(leave())
+    run(idle(engine))
+    assert run(engine.stats())["steps"] < steps + LONG
+    assert run(last(engine, prompt(3), greedy(2), request_id="left")).finished, "the id is free again"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ({"prompt_token_ids": []}, None, "empty"),
+        ({"prompt_token_ids": [10**6]}, None, "not in the vocabulary"),
+        ({"prompt_token_ids": [2**70]}, None, "64 bits"),
+        ({"prompt_token_ids": "abc"}, None, "whole numbers"),
+        (5, None, "a text or"),
+        (prompt(4096), None, "shorten it"),
+        (prompt(3), SamplingParams(max_tokens=10**30), "64 bits"),
+        ("\ud800", None, "not valid text"),
+    ],
+    ids=lambda wrong: wrong[2],
+)
+def test_a_bad_request_is_refused_and_the_engine_goes_on(run: Run, engine: AsyncLLM, wrong: Any) -> None:
+    given, params, words = wrong
+    with pytest.raises(RequestError, match=words):
+        run(last(engine, given, params))
+    assert len(run(last(engine, prompt(3), greedy(2))).outputs[0].token_ids) == 2
+
+
+def test_one_id_at_a_time(run: Run, engine: AsyncLLM) -> None:
+    async def twice() -> None:
+        running = engine.generate(prompt(5), greedy(LONG), "same")
+        await anext(running)
+        with pytest.raises(RequestError, match="'same' has not finished"):
+            await last(engine, prompt(5), greedy(2), request_id="same")
+        await running.aclose()
+
+    run(twice())
+
+
+def test_a_priority_is_refused_by_name(run: Run, engine: AsyncLLM) -> None:
+    with pytest.raises(RequestError, match="priority=1"):
+        run(last(engine, prompt(5), greedy(2), priority=1))
+
+
+def test_a_seed_beyond_64_bits_draws_what_it_draws_in_one_process(
+    run: Run, engine: AsyncLLM, twin: LLM
+) -> None:
+    params = SamplingParams(seed=-(2**70) - 5, max_tokens=8, ignore_eos=True)
+    assert said(run(last(engine, prompt(5), params))) == said(
+        *twin.generate(prompt(5), params, use_tqdm=False)
+    )
+
+
+def test_hundreds_wait_and_all_are_answered(run: Run, engine: AsyncLLM, twin: LLM) -> None:
+    params = greedy(1)
+
+    async def crowd() -> list[Any]:
+        return await asyncio.gather(
+            *(last(engine, prompt(4 + at % 7, seed=at % 5), params) for at in range(500))
+        )
+
+    outputs = run(crowd())
+    kinds = {(at % 7, at % 5): outputs[at] for at in range(500)}
+    for (extra, seed), output in kinds.items():
+        assert said(output) == said(*twin.generate(prompt(4 + extra, seed=seed), params, use_tqdm=False))
+    assert len({output.request_id for output in outputs}) == 500
+    run(idle(engine))
+
+
+def test_stats_and_health_are_told_while_it_works(run: Run, engine: AsyncLLM) -> None:
+    async def asked() -> dict[str, Any]:
+        running = engine.generate(prompt(30), greedy(LONG))
+        await anext(running)
+        await engine.check_health()
+        stats = await engine.stats()
+        await running.aclose()
+        return stats
+
+    assert run(asked())["tiers"]["device"]["used_bytes"] > 0
+    assert engine.plan["max_model_len"] == 4096
+    assert engine.alive
+    assert engine.get_tokenizer().encode("hello")
