@@ -27,15 +27,14 @@ from tokenvm.engine_process.messages import (
     Told,
     error_from,
 )
+from tokenvm.engine_process.requests import Requests
 from tokenvm.errors import EngineDeadError, RequestError, TokenVMError
 from tokenvm.models.progress import Report, silent
 from tokenvm.outputs import RequestOutput
 from tokenvm.prompts import Prompt, read_prompt
-from tokenvm.schedule.plan import Event
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
-from tokenvm.vocab import SeqId
 
 LONG_TEXT: Final = 20_000
 """Characters from which on a prompt is tokenised on another thread."""
@@ -87,8 +86,7 @@ class AsyncLLM:
         self._end: TokenVMError = RequestError(
             "this AsyncLLM has not started: type `async with AsyncLLM(...) as llm:`"
         )
-        self._in_flight: dict[str, InFlight] = {}  # by the name on the wire, which is never used again
-        self._of_seq: dict[SeqId, InFlight] = {}  # of sequences that have not ended
+        self._requests = Requests()
         self._names: dict[str, str] = {}  # request id → name, of those in flight
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._count = 0
@@ -134,7 +132,8 @@ class AsyncLLM:
     ) -> AsyncIterator[RequestOutput]:
         """Complete a prompt, yielding all that has come so far whenever there is more, or with `delta` only the new.
 
-        A lower `priority` runs first; only requests with the same `cache_salt` share pages. Who reads slowly gets several tokens at once. The last output is `finished`. Ending the iteration early, or
+        A lower `priority` runs first; only requests with the same `cache_salt` share pages. Who reads slowly gets
+        several tokens at once. The last output is `finished`. Ending the iteration early, or
         cancelling the task that iterates, ends the request. Text that may become a stop string is held back.
 
         Raises:
@@ -220,7 +219,8 @@ class AsyncLLM:
                 f"a request {request.request_id!r} has not finished: give each an id of its own"
             )
         one = InFlight(name, Collector(request, said, self._tokenizer, self._ready.ends))
-        self._in_flight[name], self._names[one.request_id] = one, name
+        self._requests.add(one)
+        self._names[one.request_id] = name
         try:
             await self._send(Submit.of(request, name))
         except BaseException:
@@ -241,7 +241,7 @@ class AsyncLLM:
 
     def _forget(self, one: InFlight) -> None:
         """End what has not ended; its events are not for anybody any more."""
-        if self._in_flight.pop(one.name, None) is not None:
+        if self._requests.remove(one):
             del self._names[one.request_id]
             if not one.finished:
                 self._tell(Abort(one.name))
@@ -265,44 +265,21 @@ class AsyncLLM:
     def _hear(self, message: ToFront) -> None:
         match message:
             case Stepped():
-                self._hear_step(message)
+                for answer in self._requests.hear(message, self._clock.now_s()):
+                    self._tell(answer)
             case Accepted(name, seqs):
-                if name in self._in_flight:
-                    self._in_flight[name].name_sequences(seqs)
-                    self._of_seq |= dict.fromkeys(seqs, self._in_flight[name])
+                self._requests.accept(name, seqs)
             case Refused(name, failure):
-                if name in self._in_flight:
-                    self._in_flight[name].fail(error_from(failure))
+                self._requests.fail(name, error_from(failure))
             case Told(number, stats):
                 if number in self._asked and not self._asked[number].done():
                     self._asked[number].set_result(stats)
             case _:
                 raise ValueError(f"{type(message).__name__} is not said by a running engine")
 
-    def _hear_step(self, step: Stepped) -> None:
-        now_s, ended = self._clock.now_s(), {event.seq for event in step.ends}
-        for seq in step.begins.keys() & self._of_seq.keys():
-            self._of_seq[seq].begin(seq, step.begins[seq], step.began_s)
-        for seq in step.scores.keys() & self._of_seq.keys():
-            self._of_seq[seq].score(step.scores[seq])
-        events: list[Event] = [*step.tokens, *step.ends]
-        for event in events:
-            one = self._in_flight.get(event.request_id)
-            if one is None:
-                continue
-            try:
-                if one.hear(event, step.choices, now_s) and event.seq not in ended:
-                    self._tell(Stop(event.seq))
-            except Exception as error:  # one request's text must not end the others
-                one.fail(error)
-                self._tell(Abort(one.name))
-        for seq in ended:
-            self._of_seq.pop(seq, None)
-
     def _fail_all(self, error: EngineDeadError) -> None:
         self._end = error
-        for one in self._in_flight.values():
-            one.fail(EngineDeadError(*error.args))
+        self._requests.fail_all(error)
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(EngineDeadError(*error.args))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tokenvm import errors
-from tokenvm.engine.sampler import Choice
+from tokenvm.engine.sampling.choice import Choice
+from tokenvm.engine.sampling.scoring import Scores
 from tokenvm.engine_process.channel import READ_BYTES, Channel, Hangup
 from tokenvm.engine_process.messages import (
     HEADER_BYTES,
@@ -39,8 +40,11 @@ EVERY_ERROR = [
 def test_messages_come_out_as_they_went_in() -> None:
     step = Stepped(
         [TokenEvent("7", SEQ, 11, 0)],
-        {SEQ: Choice(11, -0.5, 1, ((11, -0.5), (4, -1.25)))},
         [FinishedEvent("7", SEQ, "stop", 11)],
+        {SEQ: Choice(11, -0.5, 1, ((11, -0.5), (4, -1.25)))},
+        {SEQ: Scores(1, (Choice(5, -1.5, 2, ()),))},
+        {SEQ: 128},
+        2.5,
     )
     assert for_front(frame(step)[HEADER_BYTES:]) == step
     for message in (Submit("1", (1, 2), {"top_k": 3}, {"arrival_s": 1.5}), Abort("1"), Stop(SEQ)):

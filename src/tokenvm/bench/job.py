@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -140,13 +140,7 @@ def unlimited(settings: Settings) -> Settings:
 
 def with_memory(settings: Settings, memory: MemoryConfig) -> Settings:
     """Return the same settings with other memory limits."""
-    return Settings(
-        memory,
-        settings.disk_path,
-        max_num_seqs=settings.max_num_seqs,
-        threads=settings.threads,
-        seed=settings.seed,
-    )
+    return replace(settings, memory=memory)
 
 
 def _run(

@@ -43,7 +43,7 @@ def workspace_bytes(
     per_row += (heads.out_columns + widest) * dtype.itemsize
     if inner % 16:
         per_row += 2 * inner * 4  # gates and ups, before they are multiplied
-    sampled = min(rows, sequences) * (spec.vocab_size * 4 + spec.hidden * (4 + dtype.itemsize))
+    sampled = 2 * min(rows, sequences) * (spec.vocab_size * 4 + spec.hidden * (4 + dtype.itemsize))
     angles = spec.max_model_len * heads.head_dim * 4
     tiles = threads * TILE_ROWS * (3 * heads.head_dim + block_tokens + 16) * 4
     pages = -(-spec.max_model_len // block_tokens)

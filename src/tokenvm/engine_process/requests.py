@@ -1,0 +1,66 @@
+"""All requests between submission and end, as the front process sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenvm.engine_process.in_flight import InFlight
+from tokenvm.engine_process.messages import Abort, Stepped, Stop
+from tokenvm.errors import EngineDeadError
+from tokenvm.schedule.plan import Event
+from tokenvm.vocab import SeqId
+
+
+class Requests:
+    """Finds whom a message is for. What comes for a request that was removed is passed over."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, InFlight] = {}  # the name on the wire, which is never used again
+        self._by_seq: dict[SeqId, InFlight] = {}  # of sequences that have not ended
+
+    def add(self, one: InFlight) -> None:
+        """A request is about to be submitted."""
+        self._by_name[one.name] = one
+
+    def remove(self, one: InFlight) -> bool:
+        """Nobody waits for it any more; return whether somebody did."""
+        return self._by_name.pop(one.name, None) is not None
+
+    def accept(self, name: str, seqs: Sequence[SeqId]) -> None:
+        """The engine took a request."""
+        if name in self._by_name:
+            self._by_name[name].name_sequences(seqs)
+            self._by_seq |= dict.fromkeys(seqs, self._by_name[name])
+
+    def fail(self, name: str, error: Exception) -> None:
+        """End a request by an error."""
+        if name in self._by_name:
+            self._by_name[name].fail(error)
+
+    def fail_all(self, error: EngineDeadError) -> None:
+        """End every request by an error of its own."""
+        for one in self._by_name.values():
+            one.fail(EngineDeadError(*error.args))
+
+    def hear(self, step: Stepped, now_s: float) -> list[Abort | Stop]:
+        """Take in what a step brought; return what the engine must be told."""
+        for seq in step.begins.keys() & self._by_seq.keys():
+            self._by_seq[seq].begin(seq, step.begins[seq], step.began_s)
+        for seq in step.scores.keys() & self._by_seq.keys():
+            self._by_seq[seq].score(step.scores[seq])
+        ended = {event.seq for event in step.ends}
+        answers: list[Abort | Stop] = []
+        events: list[Event] = [*step.tokens, *step.ends]
+        for event in events:
+            one = self._by_name.get(event.request_id)
+            if one is None:
+                continue
+            try:
+                if one.hear(event, step.choices, now_s) and event.seq not in ended:
+                    answers.append(Stop(event.seq))
+            except Exception as error:  # one request's text must not end the others
+                one.fail(error)
+                answers.append(Abort(one.name))
+        for seq in ended:
+            self._by_seq.pop(seq, None)
+        return answers
