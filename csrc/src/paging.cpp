@@ -89,12 +89,32 @@ struct Append {
     }
   }
 
+  // One past the last row, from `first` on, that goes to consecutive tokens of its part.
+  std::int64_t end_of_run(std::int64_t first, std::int64_t last) const {
+    std::int64_t end = first + 1;
+    while (end < last && parts[end] == parts[first] && offsets[end] == offsets[first] + (end - first)) ++end;
+    return end;
+  }
+
+  // Asks for the lines that a run will write: each token of a sequence of its own touches a line for every pair of
+  // dimensions, and all of them are far away.
+  void bring_near(std::int64_t first, std::int64_t last) const {
+    const std::int64_t D = shape.head_dim, token = offsets[first], units = D / shape.w();
+    const char* head = reinterpret_cast<const char*>(static_cast<std::uintptr_t>(parts[first]));
+    const std::int64_t values = token / shape.w() * shape.w() * D, count = last - first;
+    for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
+      const char* keys = head + h * shape.head_elements() * static_cast<std::int64_t>(sizeof(T));
+      for (std::int64_t u = 0; u < units; ++u) __builtin_prefetch(keys + (u * shape.tokens + token) * 4, 1);
+      const char* begin = keys + (shape.tokens * D + values) * static_cast<std::int64_t>(sizeof(T));
+      for (std::int64_t at = 0; at < ceil_to(count, shape.w()) * D * static_cast<std::int64_t>(sizeof(T)); at += 64)
+        __builtin_prefetch(begin + at, 1);
+    }
+  }
+
   void rows(std::int64_t first, std::int64_t last, T* space) const {
+    for (std::int64_t i = first; i < last; i = end_of_run(i, last)) bring_near(i, end_of_run(i, last));
     for (std::int64_t end; first < last; first = end) {
-      for (end = first + 1; end < last && parts[end] == parts[first];) {
-        if (offsets[end] != offsets[first] + (end - first)) break;
-        ++end;
-      }
+      end = end_of_run(first, last);
       run(first, end, space);
     }
   }

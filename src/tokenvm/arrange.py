@@ -9,7 +9,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenvm.residency.sharing import runs_of
+from tokenvm.residency.sharing import runs_alone, runs_of
 from tokenvm.schedule.plan import Span
 from tokenvm.stream import Reads
 from tokenvm.vm import MemoryManager
@@ -110,18 +110,24 @@ class _Draft:
 
 
 def lay_out(
-    spans: Sequence[Span], pages: Sequence[list[UnitId]], vm: MemoryManager, block_tokens: int
+    spans: Sequence[Span],
+    pages: Sequence[list[UnitId]],
+    vm: MemoryManager,
+    block_tokens: int,
+    *,
+    shared: bool = True,
 ) -> Layout:
     """Arrange the pages of every span; what is not on the device is streamed from the fastest copy below.
 
-    Leading pages that neighbouring spans share are attended by the rows of all of them at once, level by level.
+    With `shared`, leading pages that neighbouring spans have in common are attended by the rows of all of them at once,
+    level by level.
     """
     draft = _Draft(limit=max(1, vm.ring.slots // 3))
     tails = np.zeros(len(spans), np.int64)
     tiers = dict.fromkeys(Tier, 0)
     lost: dict[SeqId, int] = {}
     borders = [0, *accumulate(span.count for span in spans)]
-    for run in runs_of(pages):
+    for run in runs_of(pages) if shared else runs_alone(pages):
         rows, seqs = (borders[run.begin], borders[run.end]), tuple(s.seq for s in spans[run.begin : run.end])
         for index in range(run.first_page, run.first_page + run.page_count):
             unit = pages[run.begin][index]

@@ -23,7 +23,8 @@ class KVCache(Sequences):
 
     `fingerprint` names all that shapes KV bytes besides the tokens; see `residency.keys.page_key`. `open_pages` holds
     raw bytes where the KV format is lossy, and is owned from here on. With `prefix_caching` the sealed pages of
-    announced sequences outlive them until their slots are needed, and other sequences begin with them.
+    announced sequences outlive them until their slots are needed, and other sequences begin with them. With
+    `shared_attention` a page that several sequences of a step share is read once for all of them.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class KVCache(Sequences):
         salt: bytes = b"",
         open_pages: OpenPages | None = None,
         prefix_caching: bool = True,
+        shared_attention: bool = True,
     ) -> None:
         super().__init__(vm, block_tokens, fingerprint, salt, open_pages, prefix_caching)
         self._clock = clock
+        self._shared_attention = shared_attention
         self._stream = Stream(vm, prefetch_ahead)
         self._layout: Layout | None = None
         self._layout_key: tuple[object, ...] = ()
@@ -193,7 +196,8 @@ class KVCache(Sequences):
         key = (self.vm.ledger.version, self._table.version, shape)
         if self._layout is None or key != self._layout_key:
             pages = [self._table.pages(span.seq)[:end] for span, end in zip(plan.spans, lengths, strict=True)]
-            self._layout = lay_out(plan.spans, pages, self.vm, self.block_tokens)
+            shared = self._shared_attention
+            self._layout = lay_out(plan.spans, pages, self.vm, self.block_tokens, shared=shared)
             self._layout_key = key
         return self._layout
 

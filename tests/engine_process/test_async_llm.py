@@ -13,8 +13,8 @@ MANY, LONG = 24, 4000
 
 
 async def idle(llm: AsyncLLM) -> None:
-    """Wait until no page is in use."""
-    while any(tier["used_bytes"] for tier in (await llm.stats())["tiers"].values()):
+    """Wait until the engine has nothing to do."""
+    while any((await llm.stats())["requests"].values()):
         await asyncio.sleep(0.01)
 
 
@@ -155,9 +155,25 @@ def test_one_id_at_a_time(run: Run, engine: AsyncLLM) -> None:
     run(twice())
 
 
-def test_a_priority_is_refused_by_name(run: Run, engine: AsyncLLM) -> None:
-    with pytest.raises(RequestError, match="priority=1"):
-        run(last(engine, prompt(5), greedy(2), priority=1))
+def test_several_answers_and_a_scored_prompt_are_those_of_llm(run: Run, engine: AsyncLLM, twin: LLM) -> None:
+    params = SamplingParams(temperature=1.0, seed=4, n=3, max_tokens=9, prompt_logprobs=2, ignore_eos=True)
+    got = run(last(engine, prompt(40), params))
+    (wanted,) = twin.generate(prompt(40), params, use_tqdm=False)
+    assert [one.token_ids for one in got.outputs] == [one.token_ids for one in wanted.outputs]
+    assert [one.text for one in got.outputs] == [one.text for one in wanted.outputs]
+    assert got.prompt_logprobs == wanted.prompt_logprobs
+    assert len(got.prompt_logprobs) == 40
+
+
+def test_a_prompt_that_was_read_before_is_found(run: Run, engine: AsyncLLM) -> None:
+    run(last(engine, prompt(70, seed=9), greedy(2)))
+
+    async def again() -> Any:
+        async for output in engine.generate(prompt(70, seed=9), greedy(2), priority=3):
+            pass
+        return output
+
+    assert run(again()).metrics.cached_tokens >= 16
 
 
 def test_a_seed_beyond_64_bits_draws_what_it_draws_in_one_process(

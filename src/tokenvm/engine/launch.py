@@ -58,6 +58,7 @@ class Settings:
     poison: bool = False
     lookahead: bool = True
     enable_prefix_caching: bool = True
+    shared_attention: bool = True
     warm_up: bool = False
 
 
@@ -216,6 +217,7 @@ def _assemble(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: 
         prefetch_ahead=_layers_ahead(settings.memory),
         open_pages=OpenPages(vm, geometry, limits.max_tokens_per_forward) if geometry.lossy else None,
         prefix_caching=settings.enable_prefix_caching,
+        shared_attention=settings.shared_attention,
     )
     ledger = vm.ledger
     lower = ledger.capacity(Tier.HOST) + ledger.capacity(Tier.DISK)

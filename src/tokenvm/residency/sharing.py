@@ -58,6 +58,11 @@ def runs_of(pages: Sequence[list[UnitId]]) -> list[Run]:
     return runs
 
 
+def runs_alone(pages: Sequence[list[UnitId]]) -> list[Run]:
+    """Return one run for each sequence, as if nobody shared anything."""
+    return [Run(at, at + 1, 0, len(own)) for at, own in enumerate(pages)]
+
+
 def _split(common: list[int], begin: int, end: int, last: int) -> Iterator[tuple[int, int]]:
     """Cut [begin, end) where two neighbours have no more than `last` pages in common."""
     for at in range(begin + 1, end):
