@@ -167,13 +167,8 @@ def test_several_answers_and_a_scored_prompt_are_those_of_llm(run: Run, engine: 
 
 def test_a_prompt_that_was_read_before_is_found(run: Run, engine: AsyncLLM) -> None:
     run(last(engine, prompt(70, seed=9), greedy(2)))
-
-    async def again() -> Any:
-        async for output in engine.generate(prompt(70, seed=9), greedy(2), priority=3):
-            pass
-        return output
-
-    assert run(again()).metrics.cached_tokens >= 16
+    again = run(last(engine, prompt(70, seed=9), greedy(2), priority=3))
+    assert again.metrics.cached_tokens >= 16
 
 
 def test_a_seed_beyond_64_bits_draws_what_it_draws_in_one_process(
