@@ -3,7 +3,8 @@
     PYTHONPATH=src python benchmarks/compare.py --peer-python vllm=/path/to/venv/bin/python --rounds 3
 
 Each peer runs in processes of its own: with this interpreter, or with the one given for it. Before anything is timed
-its greedy tokens of five real prompts must equal those of Transformers. Each works at its best of 1 and of all
+its greedy tokens of five real prompts must equal those of Transformers, which is timed only where it is among the
+peers. Each works at its best of 1 and of all
 threads, found by a trial of each workload. Ratios are of each round by itself, since the machine itself changes.
 """
 
@@ -85,6 +86,9 @@ class Contest:
                     self.skipped[peer] = f"disagrees on real prompt {odd + 1} with {threads} threads"
         for peer in self.skipped:
             self.workers.pop(peer, None)
+        if JUDGE not in self.options.peers.split(","):
+            for worker in self.workers.pop(JUDGE).values():
+                worker.close()
 
     def run(self, peer: str, threads: int, workload: str, rng: random.Random) -> dict[str, float]:
         """Measure one workload once; nothing is returned of a peer that fails, and it is left out from then on."""
