@@ -142,8 +142,10 @@ class AsyncLLM:
         params = sampling_params or SamplingParams()
         one = await self._submit(prompt, params, request_id, priority, cache_salt)
         try:
-            while not one.finished:
+            ended = False
+            while not ended:
                 await one.wait()
+                ended = one.finished  # what comes while the caller has this output is news again
                 yield one.delta() if delta else one.so_far()
         finally:
             self._forget(one)

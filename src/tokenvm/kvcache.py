@@ -170,15 +170,18 @@ class KVCache(Sequences):
         """Give every sequence the pages its span goes to; all have room before the first is made."""
         missing = [(span.seq, self._table.missing_pages(span.seq, span.end)) for span in plan.spans]
         wanted = sum(count for _, count in missing)
+        if not wanted and self._open_pages is None:
+            return
+        running = self._running()  # the table's own lists: what is appended to them is seen
         if wanted:
-            self.vm.make_room(wanted, self._running())
-            self.vm.write_idle(self._running())
+            self.vm.make_room(wanted, running)
+            self.vm.write_idle(running)
         for seq, count in missing:
             for _ in range(count):
-                self._table.append(seq, self.vm.new_page(self._running()))
+                self._table.append(seq, self.vm.new_page(running))
         if self._open_pages is not None:
             for span in plan.spans:
-                self._open_pages.open(span, self._table.pages(span.seq), self._running())
+                self._open_pages.open(span, self._table.pages(span.seq), running)
 
     def _filled_by(self, plan: Plan) -> list[UnitId]:
         """Return the pages that are full once the plan is carried out."""

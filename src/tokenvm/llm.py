@@ -195,9 +195,9 @@ class LLM:
         added: list[Collector] = []
         try:
             for request, collector in requests:
+                added.append(collector)
                 collector.name(self.engine.add(request))
                 self._live |= dict.fromkeys(collector.seqs, collector)
-                added.append(collector)
         except BaseException:
             self._abort(added)
             raise

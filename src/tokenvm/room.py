@@ -84,6 +84,8 @@ class Room:
         where older idle pages give up their room below.
         """
         slots = self._ledger.capacity(Tier.DEVICE)
+        if not any(self._ledger.capacity(tier) for tier in (Tier.HOST, Tier.DISK)):
+            return []
         if self._ledger.free(Tier.DEVICE) * 4 >= slots or self._index.version == self._idle_written:
             return []
         count = slots if self.free_below else -(-slots // 16)

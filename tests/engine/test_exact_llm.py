@@ -223,3 +223,29 @@ def test_one_wrong_prompt_refuses_all_and_the_next_call_works(
         assert not llm.engine.has_work
         assert len(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == 3
         assert llm.generate([], GREEDY, use_tqdm=False) == []
+
+
+def test_an_interrupt_while_a_request_is_taken_leaves_none_behind(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_llm(tokenizer, tmp_path) as llm:
+        announce, calls = llm.engine.kvcache.announce, iter(range(9))
+
+        def interrupted(*given: object) -> None:
+            if next(calls) == 1:
+                raise KeyboardInterrupt
+            announce(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(llm.engine.kvcache, "announce", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+        assert not any(llm.stats()["requests"].values())
+        monkeypatch.setattr(llm.engine.kvcache, "announce", announce)
+        assert len(llm.generate(PROMPTS, GREEDY, use_tqdm=False)) == len(PROMPTS)
+
+
+def test_a_salt_that_is_no_text_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with open_llm(tokenizer, tmp_path) as llm:
+        for salt in ("\ud800", 7):
+            with pytest.raises(RequestError, match="cache_salt"):
+                llm.generate({**PROMPTS[0], "cache_salt": salt}, GREEDY, use_tqdm=False)

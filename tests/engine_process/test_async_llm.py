@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -40,6 +41,23 @@ def test_a_text_is_completed_with_times_and_its_id(run: Run, engine: AsyncLLM, t
     assert (output.request_id, output.prompt) == ("mine", "hello world")
     assert output.metrics is not None
     assert 0 < output.metrics.ttft_s <= output.metrics.latency_s
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_who_reads_slowly_hears_the_end(run: Run, engine: AsyncLLM, twin: LLM, delta: bool) -> None:
+    async def slowly() -> list[Any]:
+        outputs = []
+        async for output in engine.generate(prompt(9), greedy(12), delta=delta):
+            outputs.append(output)
+            await idle(engine)
+        return outputs
+
+    outputs = run(slowly())
+    (wanted,) = twin.generate(prompt(9), greedy(12), use_tqdm=False)
+    tokens = [one.outputs[0].token_ids for one in outputs]
+    assert (list(chain(*tokens)) if delta else tokens[-1]) == wanted.outputs[0].token_ids
+    assert outputs[-1].finished
+    assert outputs[-1].outputs[0].finish_reason == "length"
 
 
 def test_a_long_text_is_read_on_another_thread(run: Run, engine: AsyncLLM) -> None:

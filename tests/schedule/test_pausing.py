@@ -178,3 +178,16 @@ def test_nobody_goes_to_and_fro_and_nobody_starves(slots: int, monkeypatch: pyte
         ended += [event.request_id for event in step(schedule) if isinstance(event, FinishedEvent)]
     assert sorted(ended) == sorted(f"r{number}" for number in range(arrived))
     assert 0 < pauses <= 2 * len(ended)
+
+
+def test_who_waits_for_pages_of_the_paused_does_not_keep_them_from_running() -> None:
+    """A request of higher priority that needs nearly all pages waits; the others run on, as many as fit."""
+    schedule = misled(device_slots=29, held_pages=60)
+    first, second, third = (add(schedule, name, priority=1) for name in "abc")
+    assert run_until_pause(schedule).pauses == (third,)
+    urgent = add(schedule, "urgent", prompt=700, max_tokens=200)
+    schedule.stop(first)
+    plan = schedule.plan()
+    assert plan.resumes == (third,)
+    assert set(counts(plan)) == {second, third}
+    assert schedule.sequence(urgent).status is Status.WAITING

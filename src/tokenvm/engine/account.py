@@ -63,8 +63,9 @@ class Account:
 
     @property
     def rates(self) -> Rates:
-        """How fast pages come from disk and prompts are computed, as far as both were seen."""
-        read = self.moved_bytes["nvme_read"] / self.copy_s if self.copy_s else 0.0
+        """How fast pages come from below and prompts are computed, as far as both were seen."""
+        moved = self.moved_bytes
+        read = (moved["nvme_read"] + moved["h2d"]) / self.copy_s if self.copy_s else 0.0
         return Rates(read, self.prefill_tokens / self.prefill_s if self.prefill_s else 0.0)
 
     @property

@@ -68,6 +68,7 @@ class Engine:
         self._sampler = Sampler(scheduler.limits.vocab_size, scheduler.limits.eos_token_ids, seed)
         self._closed = False
         self._fallbacks: dict[SeqId, int] = {}  # of each sequence, since its last token
+        self._begun: dict[SeqId, int] = {}  # of those that began and were not told of: tokens that were found
 
     @property
     def has_work(self) -> bool:
@@ -84,11 +85,11 @@ class Engine:
         seqs = self.scheduler.add(request)
         try:
             self.kvcache.reserve(self.scheduler.most_pages)
-        except Exception:
+            for seq in seqs:
+                self.kvcache.announce(seq, request.prompt_token_ids, request.cache_salt)
+        except BaseException:
             self.abort(request.request_id)
             raise
-        for seq in seqs:
-            self.kvcache.announce(seq, request.prompt_token_ids, request.cache_salt)
         return seqs
 
     def step(self) -> StepResult:
@@ -102,7 +103,7 @@ class Engine:
         self._refuse_broken_tier()
         began_s = self._clock.now_s()
         plan = self._plan()
-        begins = {seq: self.kvcache.cached_tokens(seq) for seq in plan.begins}
+        self._begun |= {seq: self.kvcache.cached_tokens(seq) for seq in plan.begins}
         if not plan.spans:
             return StepResult((), {}, 0)
         with self.kvcache.stage(plan) as staged:
@@ -112,6 +113,7 @@ class Engine:
         events = self._commit(plan, choices, staged.lost)
         self.account.step(plan, staged, began_s, self._clock.now_s())
         self.kvcache.rates = self.account.rates
+        begins, self._begun = self._begun, {}
         pages = (staged.resident_pages, staged.streamed_pages)
         return StepResult(events, choices, plan.tokens, *pages, scores, begins, began_s)
 
@@ -176,7 +178,7 @@ class Engine:
         for seq, valid in lost.items():
             lost[seq] = self.kvcache.truncate(seq, valid)
             self._fallbacks[seq] = self._fallbacks.get(seq, 0) + 1
-        for seq in choices:
+        for seq in choices.keys() - lost.keys():
             self._fallbacks.pop(seq, None)
         for span in plan.spans:
             if span.seq not in lost:
@@ -192,6 +194,7 @@ class Engine:
         for event in events:
             if isinstance(event, FinishedEvent):
                 self._fallbacks.pop(event.seq, None)
+                self._begun.pop(event.seq, None)
                 (self.kvcache.release if event.seq in self.kvcache else self.kvcache.forget)(event.seq)
 
     def _refuse_closed(self) -> None:

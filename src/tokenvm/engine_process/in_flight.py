@@ -37,6 +37,11 @@ class InFlight:
         """Whether nothing more comes."""
         return self._collector.output.finished or self._error is not None
 
+    @property
+    def seqs(self) -> tuple[SeqId, ...]:
+        """Its sequences, once the engine has accepted it."""
+        return self._collector.seqs
+
     def name_sequences(self, seqs: Sequence[SeqId]) -> None:
         """Learn the numbers of its sequences, in order."""
         self._collector.name(seqs)
@@ -54,10 +59,12 @@ class InFlight:
         if self.finished:
             return False
         stops = self._collector.hear(event, choices, now_s)
-        for chunk in self._collector.drain():
-            self._texts[chunk.index] += chunk.text
         self._news.set()
         return stops
+
+    def _drain(self) -> None:
+        for chunk in self._collector.drain():
+            self._texts[chunk.index] += chunk.text
 
     def fail(self, error: Exception) -> None:
         """End it with an error, unless it has ended."""
@@ -74,10 +81,12 @@ class InFlight:
 
     def so_far(self) -> RequestOutput:
         """Return a copy of all that has come; its text never takes back what it said."""
+        self._drain()
         return self._output([(0, 0)] * len(self._texts))
 
     def delta(self) -> RequestOutput:
         """Return what has come since the last call."""
+        self._drain()
         given = self._given
         outputs = self._collector.output.outputs
         self._given = [

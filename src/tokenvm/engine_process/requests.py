@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from tokenvm.engine.sampling.scoring import Scores
 from tokenvm.engine_process.in_flight import InFlight
 from tokenvm.engine_process.messages import Abort, Stepped, Stop
 from tokenvm.errors import EngineDeadError
@@ -24,6 +25,8 @@ class Requests:
 
     def remove(self, one: InFlight) -> bool:
         """Nobody waits for it any more; return whether somebody did."""
+        for seq in one.seqs:
+            self._by_seq.pop(seq, None)
         return self._by_name.pop(one.name, None) is not None
 
     def accept(self, name: str, seqs: Sequence[SeqId]) -> None:
@@ -46,21 +49,35 @@ class Requests:
         """Take in what a step brought; return what the engine must be told."""
         for seq in step.begins.keys() & self._by_seq.keys():
             self._by_seq[seq].begin(seq, step.begins[seq], step.began_s)
-        for seq in step.scores.keys() & self._by_seq.keys():
-            self._by_seq[seq].score(step.scores[seq])
         ended = {event.seq for event in step.ends}
         answers: list[Abort | Stop] = []
+        for seq in step.scores.keys() & self._by_seq.keys():
+            answers += self._score(self._by_seq[seq], step.scores[seq])
         events: list[Event] = [*step.tokens, *step.ends]
         for event in events:
-            one = self._by_name.get(event.request_id)
-            if one is None:
-                continue
-            try:
-                if one.hear(event, step.choices, now_s) and event.seq not in ended:
-                    answers.append(Stop(event.seq))
-            except Exception as error:  # one request's text must not end the others
-                one.fail(error)
-                answers.append(Abort(one.name))
+            if event.request_id in self._by_name:
+                answers += self._tell(self._by_name[event.request_id], event, step, now_s, ended)
         for seq in ended:
             self._by_seq.pop(seq, None)
         return answers
+
+    def _score(self, one: InFlight, scores: Scores) -> list[Abort | Stop]:
+        try:
+            one.score(scores)
+        except Exception as error:  # as below
+            return _broken(one, error)
+        return []
+
+    def _tell(
+        self, one: InFlight, event: Event, step: Stepped, now_s: float, ended: Collection[SeqId]
+    ) -> list[Abort | Stop]:
+        try:
+            stops = one.hear(event, step.choices, now_s)
+        except Exception as error:  # one request's text must not end the others
+            return _broken(one, error)
+        return [Stop(event.seq)] if stops and event.seq not in ended else []
+
+
+def _broken(one: InFlight, error: Exception) -> list[Abort | Stop]:
+    one.fail(error)
+    return [Abort(one.name)]

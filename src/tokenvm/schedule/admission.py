@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tokenvm.schedule.common_pages import Sharing, path_of
 from tokenvm.schedule.forecasting import Forecasting
 from tokenvm.schedule.lengths import ExpectedLengths
 from tokenvm.schedule.limits import Limits
@@ -21,7 +22,6 @@ from tokenvm.schedule.prefixes import Prefixes
 from tokenvm.schedule.queue import Queue
 from tokenvm.schedule.request import Sequence, Status
 from tokenvm.schedule.running import Running
-from tokenvm.schedule.sharing import Sharing, path_of
 from tokenvm.vocab import Answer, SeqId
 
 BATCH: Final = 16
@@ -69,7 +69,7 @@ class Admission:
 
     def bring_back(self) -> list[Sequence]:
         """Let the first paused sequence run, because nobody else can; return it, if there is one."""
-        first = min((self.queue.at(seq) for seq in self._paused), key=lambda one: one.rank, default=None)
+        first = self._first_paused()
         if first is None:
             return []
         self.queue.remove(first.seq)
@@ -139,10 +139,25 @@ class Admission:
         batch: list[Sequence] = []
         while len(batch) < self._reach:
             first = self.queue.first()
-            if first is None or not self._holds([*batch, first]) or not self._may_return(first):
+            if first is None:
+                break
+            if not self._holds([*batch, first]):
+                return batch or self._returning()
+            if not self._may_return(first):
                 break
             batch.append(self.queue.pop())
         return batch
+
+    def _returning(self) -> list[Sequence]:
+        """Take the first paused sequence if it may run: who comes first waits for pages that paused ones hold."""
+        first = self._first_paused()
+        if first is None or not self._holds([first]) or not self._may_return(first):
+            return []
+        self.queue.remove(first.seq)
+        return [first]
+
+    def _first_paused(self) -> Sequence | None:
+        return min((self.queue.at(seq) for seq in self._paused), key=lambda one: one.rank, default=None)
 
     def _holds(self, batch: list[Sequence]) -> bool:
         """Whether places, slots of open pages and pages to own are left for all of these as well."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from tokenvm.schedule.common_pages import Sharing
 from tokenvm.schedule.lengths import ExpectedLengths
 from tokenvm.schedule.limits import Limits
 from tokenvm.schedule.request import Sequence
 from tokenvm.schedule.running import Running
-from tokenvm.schedule.sharing import Sharing
 from tokenvm.schedule.usage import Forecast, Row
 from tokenvm.vocab import SeqId
 

@@ -14,6 +14,11 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text has whole characters only."""
+    return text.isascii() or not any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
+
+
 def refuse_impossible(request: Request, limits: Limits) -> None:
     """Raise RequestError for a request whose fields no engine, or none under these limits, could serve."""
     _refuse_prompt(request.prompt_token_ids, limits)
@@ -24,7 +29,7 @@ def refuse_impossible(request: Request, limits: Limits) -> None:
         )
     for name in ("request_class", "cache_salt"):
         value = getattr(request, name)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not _is_unicode(value):
             raise RequestError(f'{name}={value!r} is not possible: give a text, "" for none')
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tokenvm.schedule.sharing import Path
+from tokenvm.schedule.common_pages import Path
 
 
 class Row(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
+from tokenvm.schedule.common_pages import Sharing, path_of
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
-from tokenvm.schedule.sharing import Sharing, path_of
 from tokenvm.vocab import SeqId
 
 
