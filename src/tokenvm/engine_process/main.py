@@ -8,6 +8,8 @@ import socket
 import traceback
 from typing import Final
 
+import torch
+
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.launch import build_engine
@@ -35,6 +37,7 @@ LAST_WORDS_S: Final = 2.0
 def main(handle: int) -> int:
     """Be the engine process, with the socket `handle` to the front process; return the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front process
+    torch.set_num_threads(1)  # the threads of our kernels have the cores; torch's would spin on them
     channel = Channel(socket.socket(fileno=handle))
     with contextlib.closing(channel), contextlib.suppress(Hangup):
         try:
