@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 
+def heed_interrupts():
+    """Let a child end by Ctrl-C, also where the tests run in the background, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def long_run(model_folder, tmp_path):
     """Start a run that goes on for a while; give it back once it computes, with its folder of pages."""
@@ -22,7 +27,9 @@ def long_run(model_folder, tmp_path):
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
     }
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environ)
+    process = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environ, preexec_fn=heed_interrupts
+    )
     try:
         line = process.stdout.readline()
         assert "tokens of prompt need" in line, process.stderr.read()

@@ -163,13 +163,17 @@ asyncio.run(main())
 """
 
 
+def heed_interrupts() -> None:
+    """Let a child end by Ctrl-C, also where the tests run in the background, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=lambda sent: sent.name)
 def test_an_engine_ends_with_its_front_process(sent: signal.Signals, model_folder: Path, cache: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(tokenvm.__file__).parents[1])}
     command = [sys.executable, "-c", FRONT, str(model_folder)]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as front:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, preexec_fn=heed_interrupts, **pipes) as front:
         assert front.stdout is not None
         line = front.stdout.readline()
         pid = int(line)
