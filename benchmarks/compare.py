@@ -12,7 +12,6 @@ threads, found by a trial of each workload. Ratios are of each round by itself, 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from output_options import add_output_options
 from peers.worker import PeerError, Worker
 from peers.workloads import (
     CHECKED_TOKENS,
@@ -36,7 +36,7 @@ from peers.workloads import (
 )
 
 from tokenvm.bench.figures import Spread, spread
-from tokenvm.bench.report import Grid, Report, machine, write_report
+from tokenvm.bench.report import Grid, Report, finish, machine
 from tokenvm.bench.subject import turn
 from tokenvm.machine import usable_cores
 from tokenvm.models.fetch import resolve_model
@@ -216,9 +216,7 @@ def _options(stack: ExitStack) -> argparse.Namespace:
     parser.add_argument("--threads", default=",".join(map(str, sorted({1, cores}))))
     parser.add_argument("--workloads", default="decode,long,batch,shared")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--lock", type=Path, help="a lock file held during each timed piece")
-    parser.add_argument("--write", type=Path, help="a Markdown file with a section named compare")
-    parser.add_argument("--json", action="store_true", help="print one JSON line last")
+    add_output_options(parser, "compare")
     options = parser.parse_args()
     options.python = dict(one.split("=", 1) for one in options.peer_python)
     options.threads = [int(one) for one in options.threads.split(",")]
@@ -250,13 +248,7 @@ def main() -> None:
         figures = rounds(contest, workloads, best, rng)
         _insist(contest)
         found = report(contest, figures, best)
-    from rich.console import Console
-
-    found.show(Console(highlight=False, width=160))
-    if options.write:
-        write_report(found, options.write)
-    if options.json:
-        print(json.dumps(found.figures))
+    finish(found, options.write, options.json, width=160)
 
 
 if __name__ == "__main__":

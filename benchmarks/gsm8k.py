@@ -18,8 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from output_options import add_output_options
+
 from tokenvm.bench.figures import spread
-from tokenvm.bench.report import Grid, Report, machine, write_report
+from tokenvm.bench.report import Grid, Report, finish, machine
 from tokenvm.bench.subject import turn
 from tokenvm.config import MemoryConfig
 from tokenvm.llm import LLM, make_settings
@@ -103,9 +105,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="the most tokens of an answer")
     parser.add_argument("--sequences", type=int, default=64, help="how many are answered at once")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--lock", type=Path, help="a lock file held during each timed piece")
-    parser.add_argument("--write", type=Path, help="a Markdown file with a section named gsm8k")
-    parser.add_argument("--json", action="store_true", help="print one JSON line last")
+    add_output_options(parser, "gsm8k")
     options = parser.parse_args()
     folder = resolve_model(options.model)
     loaded = load_model(folder, "auto"), Tokenizer.from_folder(folder)
@@ -123,13 +123,7 @@ def main() -> None:
                 raise SystemExit(f"{way} says something else")
     exact = sum(final(text) == answer for text, answer in zip(said[0], right, strict=True)) / len(right)
     measured = report(rates, exact, options)
-    from rich.console import Console
-
-    measured.show(Console(highlight=False, width=160))
-    if options.write:
-        write_report(measured, options.write)
-    if options.json:
-        print(json.dumps(measured.figures))
+    finish(measured, options.write, options.json, width=160)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ All must produce the same tokens.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -28,14 +27,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from output_options import add_output_options
 from peers.kv_sources import KvFile, Mapped, MappedFixed, OnDemand
 
 from tokenvm.bench.figures import paired_ratios, percentile, spread
-from tokenvm.bench.report import Grid, Report, machine, write_report
+from tokenvm.bench.report import Grid, Report, finish, machine
 from tokenvm.bench.seed import Pages, add_seeded, random_pages
 from tokenvm.bench.subject import WARM_STEPS, Paging, Subject, open_subject, read_prompt, request, turn
 from tokenvm.config import MemoryConfig
@@ -196,9 +195,7 @@ def main() -> None:
     parser.add_argument("--kv-fraction", type=float, default=0.25)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--lock", type=Path, help="a lock file held during each round")
-    parser.add_argument("--write", type=Path, help="a Markdown file with a section named naive")
-    parser.add_argument("--json", action="store_true", help="print one JSON line last")
+    add_output_options(parser, "naive")
     options = parser.parse_args()
     subject = open_subject(options.model, "auto", MemoryConfig(), None)
     torch.set_num_threads(subject.threads)
@@ -216,11 +213,7 @@ def main() -> None:
             print(f"round {number + 1} of {options.rounds}", flush=True)
     limit = subject.kv_bytes(options.context + options.tokens, options.kv_fraction)
     result = report(samples, options, limit)
-    result.show(Console(highlight=False))
-    if options.write:
-        write_report(result, options.write)
-    if options.json:
-        print(json.dumps(result.figures))
+    finish(result, options.write, options.json)
 
 
 if __name__ == "__main__":

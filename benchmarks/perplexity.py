@@ -10,16 +10,15 @@ Formats are run window by window in turn, and compared on the very same tokens. 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from output_options import add_output_options
 
-from tokenvm.bench.report import Grid, Report, machine, write_report
+from tokenvm.bench.report import Grid, Report, finish, machine
 from tokenvm.bench.subject import Paging, Subject, open_subject, turn
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.engine import Engine
@@ -134,9 +133,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=32_768, help="tokens of the text that are read")
     parser.add_argument("--rows", type=int, default=256, help="tokens a pass")
-    parser.add_argument("--lock", type=Path, help="a lock file held during each window")
-    parser.add_argument("--write", type=Path, help="a Markdown file with a section named perplexity")
-    parser.add_argument("--json", action="store_true", help="print one JSON line last")
+    add_output_options(parser, "perplexity")
     options = parser.parse_args()
     tokenizer = Tokenizer.from_folder(resolve_model(options.model))
     texts = windows(tokenizer.encode(options.text.read_text("utf-8"))[: options.tokens], options.window)
@@ -144,11 +141,7 @@ def main() -> None:
         parser.error(f"{options.text} is shorter than a window: type --window 256, or name a longer text")
     values = {kv: measure(options, kv, texts) for kv in options.formats.split(",")}
     result = report(options, values, texts)
-    result.show(Console(highlight=False))
-    if options.write:
-        write_report(result, options.write)
-    if options.json:
-        print(json.dumps(result.figures))
+    finish(result, options.write, options.json)
 
 
 if __name__ == "__main__":

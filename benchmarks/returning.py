@@ -12,7 +12,6 @@ KV in memory.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -25,12 +24,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from output_options import add_output_options
 from peers.worker import PeerError, Worker
 from peers.workloads import random_prompt
 
 from tokenvm.bench.figures import Spread, paired_ratios, spread
-from tokenvm.bench.report import Grid, Report, machine, write_report
-from tokenvm.bench.subject import turn
+from tokenvm.bench.report import Grid, Report, finish, machine
+from tokenvm.bench.subject import open_subject, turn
+from tokenvm.config import MemoryConfig
 from tokenvm.machine import usable_cores
 from tokenvm.models.fetch import resolve_model
 
@@ -187,15 +188,14 @@ def main() -> None:
     parser.add_argument("--said", type=int, default=64, help="new tokens of a turn")
     parser.add_argument("--answer", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--share", type=float, default=0.2, help="of all conversations, what KV memory holds")
-    parser.add_argument("--token-bytes", type=int, default=23040, help="KV of a token")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--lock", type=Path, help="a lock file held during each timed piece")
-    parser.add_argument("--write", type=Path, help="a Markdown file with a section named returning")
-    parser.add_argument("--json", action="store_true", help="print one JSON line last")
+    add_output_options(parser, "returning")
     options = parser.parse_args()
     options.python = dict(one.split("=", 1) for one in options.peer_python)
     length = options.prompt + options.answer + options.turns * (options.said + options.answer)
-    kv_bytes = int(options.share * options.conversations * length * options.token_bytes)
+    kv_bytes = open_subject(options.model, "auto", MemoryConfig(), None).kv_bytes(
+        options.conversations * length, options.share
+    )
     with ExitStack() as stack:
         workers, skipped = open_all(options, stack, kv_bytes)
         found = contest(workers, options, skipped)
@@ -205,13 +205,7 @@ def main() -> None:
             "settings": {name: worker.settings for name, worker in workers.items()},
         }
         measured = report(found, options, told)
-    from rich.console import Console
-
-    measured.show(Console(highlight=False, width=160))
-    if options.write:
-        write_report(measured, options.write)
-    if options.json:
-        print(json.dumps(measured.figures))
+    finish(measured, options.write, options.json, width=160)
 
 
 if __name__ == "__main__":

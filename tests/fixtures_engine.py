@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -121,17 +121,13 @@ def running(
     host_pages: int = 0,
     disk_pages: int = 64,
     backend: DeviceBackend | None = None,
-    max_num_seqs: int = 4,
-    max_tokens_per_forward: int = 64,
-    threads: int = 1,
     kv_cache_dtype: str = "auto",
-    lookahead: bool = False,
-    enable_prefix_caching: bool = True,
-    **memory: object,
+    **more: object,
 ) -> Iterator[Engine]:
     """An engine with poisoned free slots, whose laws are checked at the end; no `device_pages`: room for all.
 
-    Without `lookahead` all sequences run at once, so that every path spills.
+    `more` are fields of Settings, or else of MemoryConfig. All sequences run at once unless `lookahead` is asked for,
+    so that every path spills.
     """
     page = page_bytes(model, kv_cache_dtype)
     limits = {
@@ -141,16 +137,11 @@ def running(
         "nvme_limit": disk_pages * page if device_pages else 0,
         "block_tokens": BLOCK_TOKENS,
     }
-    settings = Settings(
-        MemoryConfig.model_validate(limits | memory),
-        folder,
-        max_num_seqs=max_num_seqs,
-        max_tokens_per_forward=max_tokens_per_forward,
-        threads=threads,
-        poison=True,
-        lookahead=lookahead,
-        enable_prefix_caching=enable_prefix_caching,
-    )
+    numbers = {"max_num_seqs": 4, "max_tokens_per_forward": 64, "threads": 1, "lookahead": False}
+    known = {field.name for field in fields(Settings)}
+    numbers |= {name: value for name, value in more.items() if name in known}
+    limits |= {name: value for name, value in more.items() if name not in known}
+    settings = Settings(MemoryConfig.model_validate(limits), folder, poison=True, **numbers)
     engine = build_engine(model, settings, backend)
     try:
         yield engine

@@ -9,6 +9,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenvm.residency.ledger import Found
 from tokenvm.residency.sharing import runs_alone, runs_of
 from tokenvm.schedule.plan import Span
 from tokenvm.stream import Reads
@@ -78,12 +79,27 @@ class _Draft:
     units: list[UnitId] = field(default_factory=list)
     owners: list[Owners] = field(default_factory=list)
     streamed: list[bool] = field(default_factory=list)
+    tiers: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))
+    lost: dict[SeqId, int] = field(default_factory=dict)
     streams: int = 0
     begun: int = 0  # first page of the round in the making
     waited: int = 0  # streamed parts of the rounds that are done
 
-    def page(self, rows: tuple[int, int], owners: Owners, unit: UnitId, streamed: bool) -> None:
-        """Add a page that these rows attend; those of one row come in position order."""
+    def place(
+        self, rows: tuple[int, int], owners: Owners, unit: UnitId, found: Found, block_tokens: int
+    ) -> None:
+        """Add a page that these rows attend, from where it was found; those of one row come in position order.
+
+        One that was lost is left out, and its owners keep the tokens before it.
+        """
+        if found.answer is Answer.MISS:
+            for seq in owners.seqs:
+                self.lost.setdefault(seq, owners.index * block_tokens)
+            return
+        self.tiers[found.tier] += 1
+        self._page(rows, owners, unit, streamed=found.tier is not Tier.DEVICE)
+
+    def _page(self, rows: tuple[int, int], owners: Owners, unit: UnitId, streamed: bool) -> None:
         if streamed and self.streams - self.waited >= self.limit:
             self.close_round()
         last = self.segments[-1] if self.segments else None
@@ -124,20 +140,12 @@ def lay_out(
     """
     draft = _Draft(limit=max(1, vm.ring.slots // 3))
     tails = np.zeros(len(spans), np.int64)
-    tiers = dict.fromkeys(Tier, 0)
-    lost: dict[SeqId, int] = {}
     borders = [0, *accumulate(span.count for span in spans)]
     for run in runs_of(pages) if shared else runs_alone(pages):
         rows, seqs = (borders[run.begin], borders[run.end]), tuple(s.seq for s in spans[run.begin : run.end])
         for index in range(run.first_page, run.first_page + run.page_count):
             unit = pages[run.begin][index]
-            found = vm.ledger.find(unit)
-            if found.answer is Answer.MISS:
-                for seq in seqs:
-                    lost.setdefault(seq, index * block_tokens)
-                continue
-            tiers[found.tier] += 1
-            draft.page(rows, Owners(seqs, index), unit, found.tier is not Tier.DEVICE)
+            draft.place(rows, Owners(seqs, index), unit, vm.ledger.find(unit), block_tokens)
         tails[run.begin : run.end] = len(draft.units) - 1
     draft.close_round()
     streamed = np.array(draft.streamed, np.bool_)
@@ -145,14 +153,14 @@ def lay_out(
     return Layout(
         units=tuple(draft.units),
         owners=tuple(draft.owners),
-        tiers=tiers,
+        tiers=draft.tiers,
         parts=_addresses(vm, resident, ~streamed),
         streamed=streamed,
         resident=resident,
         tails=tails,
         rounds=tuple(draft.rounds),
         reads=Reads.of([unit for unit, out in zip(draft.units, draft.streamed, strict=True) if out], vm),
-        lost=lost,
+        lost=draft.lost,
     )
 
 

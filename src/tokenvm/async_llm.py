@@ -31,7 +31,7 @@ from tokenvm.engine_process.requests import Requests
 from tokenvm.errors import EngineDeadError, RequestError, TokenVMError
 from tokenvm.models.progress import Report, silent
 from tokenvm.outputs import RequestOutput
-from tokenvm.prompts import Prompt, read_prompt
+from tokenvm.prompts import Prompt, read_prompt, salt_of
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
@@ -132,7 +132,8 @@ class AsyncLLM:
     ) -> AsyncIterator[RequestOutput]:
         """Complete a prompt, yielding all that has come so far whenever there is more, or with `delta` only the new.
 
-        A lower `priority` runs first; only requests with the same `cache_salt` share pages. Who reads slowly gets
+        A lower `priority` runs first; only requests with the same `cache_salt` share pages, and one in
+        the prompt, as {"prompt": ..., "cache_salt": ...}, counts before it. Who reads slowly gets
         several tokens at once. The last output is `finished`. Ending the iteration early, or
         cancelling the task that iterates, ends the request. Text that may become a stop string is held back.
 
@@ -215,7 +216,7 @@ class AsyncLLM:
         self._count += 1
         name = str(self._count)
         called, now_s = request_id or f"request-{name}", self._clock.now_s()
-        request = Request(called, ids, params, now_s, priority, cache_salt=salt)
+        request = Request(called, ids, params, now_s, priority, cache_salt=salt_of(prompt, salt))
         if request.request_id in self._names:
             raise RequestError(
                 f"a request {request.request_id!r} has not finished: give each an id of its own"

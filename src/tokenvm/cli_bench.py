@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -284,10 +283,6 @@ def _console() -> Console:
 
 
 def _finish(report: Report, write: Path | None, as_json: bool) -> None:
-    from tokenvm.bench.report import write_report
+    from tokenvm.bench.report import finish
 
-    report.show(_console())
-    if write is not None:
-        write_report(report, write)
-    if as_json:
-        typer.echo(json.dumps(report.figures))
+    finish(report, write, as_json)

@@ -21,7 +21,7 @@ from tokenvm.models.fetch import default_cache_dir, resolve_model
 from tokenvm.models.progress import Report, silent
 from tokenvm.models.weights.pack import LoadedModel, load_model
 from tokenvm.outputs import RequestOutput, StreamChunk
-from tokenvm.prompts import Prompt, read_prompt
+from tokenvm.prompts import Prompt, read_prompt, salt_of
 from tokenvm.schedule.plan import FinishedEvent
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
@@ -182,8 +182,7 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams, priority: int = 0, salt: str = "", streams: bool = False
     ) -> tuple[Request, Collector]:
         ids, text = read_prompt(prompt, self._tokenizer)
-        if isinstance(prompt, Mapping):
-            salt = prompt.get("cache_salt", salt)
+        salt = salt_of(prompt, salt)
         name = f"request-{self._requests}"
         self._requests += 1
         request = Request(name, ids, params, self._clock.now_s(), priority, cache_salt=salt)

@@ -27,3 +27,8 @@ def read_prompt(prompt: Prompt, tokenizer: Tokenizer) -> tuple[tuple[int, ...], 
             "prompt_token_ids is not a list of whole numbers: give one, as a tokenizer makes it"
         )
     return tuple(ids), text
+
+
+def salt_of(prompt: Prompt, otherwise: str) -> Any:
+    """Return the cache salt that a prompt names beside its text or ids, else the one given."""
+    return prompt.get("cache_salt", otherwise) if isinstance(prompt, Mapping) else otherwise

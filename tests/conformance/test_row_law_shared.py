@@ -150,6 +150,7 @@ def test_together_and_alone(
     geometry = PartGeometry(heads[1], head_dim, block_tokens, dtype, kv_format)
     batch = Batch(heads, geometry, members(block_tokens))
     alone = batch.attend([[run] for run in batch.alone], window)
+    assert any(run.end - run.begin > 1 for run in batch.shared)
     for calls in ([batch.shared], [batch.alone], cut(batch.shared, 3)):
         for result in everywhere(batch, calls, window):
             assert torch.equal(result, alone)

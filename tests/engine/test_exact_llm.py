@@ -249,3 +249,17 @@ def test_a_salt_that_is_no_text_is_refused(tokenizer: Tokenizer, tmp_path: Path)
         for salt in ("\ud800", 7):
             with pytest.raises(RequestError, match="cache_salt"):
                 llm.generate({**PROMPTS[0], "cache_salt": salt}, GREEDY, use_tqdm=False)
+
+
+def test_only_requests_of_one_salt_share_pages(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with open_llm(tokenizer, tmp_path) as llm:
+
+        def found(prompt: dict[str, Any], **given: str) -> int:
+            (output,) = llm.generate(prompt, GREEDY, use_tqdm=False, **given)
+            return output.num_cached_tokens or 0
+
+        assert found(PROMPTS[0]) == 0
+        assert found(PROMPTS[0]) == 64
+        assert found(PROMPTS[0], cache_salt="mine") == 0
+        assert found({**PROMPTS[0], "cache_salt": "mine"}) == 64
+        assert found({**PROMPTS[0], "cache_salt": "theirs"}, cache_salt="mine") == 0

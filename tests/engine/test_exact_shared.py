@@ -83,8 +83,9 @@ class Grove:
 
 
 def grown(folder: Path, gathers: bool, dtype: torch.dtype = torch.bfloat16, **limits: object) -> Grove:
-    """Grow a grove on an engine with these limits."""
-    with running(tiny_model(dtype), folder, max_num_seqs=6, **limits) as engine:  # type: ignore[arg-type]
+    """Grow a grove on an engine with these limits; without `gathers`, each sequence attends alone."""
+    limits |= {"max_num_seqs": 6, "shared_attention": gathers}
+    with running(tiny_model(dtype), folder, **limits) as engine:  # type: ignore[arg-type]
         grove = Grove(engine, gathers)
         grove.grow()
         grove.fell()

@@ -79,12 +79,12 @@ def slab_fds():
     return [fd for fd, link in links.items() if os.path.islink(link) and "/kv/" in os.readlink(link)]
 
 
-def test_memory_and_page_cache_stay_within_the_limit(tmp_path):
+def test_memory_and_page_cache_stay_within_the_limit(disk_path):
     model = wide_model()
     context_bytes = model.spec.page_bytes(BLOCK, torch.bfloat16) * CONTEXT // BLOCK
     limit = context_bytes // 10
     memory = MemoryConfig(kv_limit=limit, host_memory=0, block_tokens=BLOCK, nvme_limit=2 * context_bytes)
-    engine = build_engine(model, Settings(memory, tmp_path / "kv", threads=1, poison=True))
+    engine = build_engine(model, Settings(memory, disk_path / "kv", threads=1, poison=True))
     rng = np.random.default_rng(0)
     engine.add(Request("warm", tuple(rng.integers(0, VOCAB, 300).tolist()), greedy(2)))
     while engine.has_work:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tokenvm.engine.sampling.choice import Choice, largest
 from tokenvm.engine.sampling.draw import draw, uniform
-from tokenvm.engine.sampling.rows import FORBIDDEN, RowState
+from tokenvm.engine.sampling.rows import RowState
 from tokenvm.engine.sampling.sampler import sample
 from tokenvm.schedule.sampling_params import ALL, SamplingParams
 
@@ -268,7 +268,3 @@ def test_a_row_says_the_same_alone_and_in_any_batch(batch: list[Any], order: Any
     places = list(range(len(batch)))
     order.shuffle(places)
     assert say([batch[at] for at in places]) == [alone[at] for at in places]
-
-
-def test_the_forbidden_logit_is_finite() -> None:
-    assert math.isfinite(FORBIDDEN)

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from itertools import chain
+from threading import get_ident
 from typing import Any
 
 import pytest
@@ -60,9 +61,16 @@ def test_who_reads_slowly_hears_the_end(run: Run, engine: AsyncLLM, twin: LLM, d
     assert outputs[-1].outputs[0].finish_reason == "length"
 
 
-def test_a_long_text_is_read_on_another_thread(run: Run, engine: AsyncLLM) -> None:
+def test_a_long_text_is_read_on_another_thread(
+    run: Run, engine: AsyncLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, threads = engine.get_tokenizer(), []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: (threads.append(get_ident()), encode(text))[1])
+    run(last(engine, "hello", greedy(1)))
     with pytest.raises(RequestError, match="shorten it"):
         run(last(engine, "hello world " * 2000))
+    assert threads[0] == get_ident() != threads[1]
 
 
 def test_outputs_grow_and_deltas_are_their_differences(run: Run, engine: AsyncLLM) -> None:
@@ -137,7 +145,7 @@ def test_a_request_nobody_reads_is_ended_and_its_pages_freed(run: Run, engine: A
     steps = run(engine.stats())["steps"]
     run(leave())
     run(idle(engine))
-    assert run(engine.stats())["steps"] < steps + LONG
+    assert run(engine.stats())["steps"] < steps + LONG // 2
     assert run(last(engine, prompt(3), greedy(2), request_id="left")).finished, "the id is free again"
 
 
@@ -181,6 +189,18 @@ def test_several_answers_and_a_scored_prompt_are_those_of_llm(run: Run, engine: 
     assert [one.text for one in got.outputs] == [one.text for one in wanted.outputs]
     assert got.prompt_logprobs == wanted.prompt_logprobs
     assert len(got.prompt_logprobs) == 40
+
+
+def test_only_requests_of_one_salt_share_pages(run: Run, engine: AsyncLLM) -> None:
+    asked = prompt(70, seed=11)
+
+    def found(given: Any, **more: Any) -> Any:
+        return run(last(engine, given, greedy(2), **more)).metrics.cached_tokens
+
+    assert [found(asked), found(asked, cache_salt="mine")] == [0, 0]
+    assert found(asked) > 0
+    assert found({**asked, "cache_salt": "mine"}) > 0
+    assert found({**asked, "cache_salt": "theirs"}, cache_salt="mine") == 0
 
 
 def test_a_prompt_that_was_read_before_is_found(run: Run, engine: AsyncLLM) -> None:

@@ -1,7 +1,7 @@
 """What crosses the border between the processes comes out as it went in, whole or in pieces."""
 
 import socket
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import msgspec
 import numpy as np
@@ -80,6 +80,39 @@ def test_sampling_params_come_out_as_they_went_in(params: SamplingParams) -> Non
     sent = for_engine(frame(Submit.of(request, "7"))[HEADER_BYTES:])
     assert isinstance(sent, Submit)
     assert sent.request == replace(request, request_id="7")
+
+
+EVERY_FIELD = {
+    "n": 2,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 7,
+    "min_p": 0.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "repetition_penalty": 1.5,
+    "logit_bias": {3: 1.5},
+    "stop_token_ids": [4],
+    "ignore_eos": True,
+    "min_tokens": 2,
+    "max_tokens": 9,
+    "seed": 5,
+    "logprobs": 3,
+    "prompt_logprobs": 2,
+    "skip_special_tokens": False,
+    "include_stop_str_in_output": True,
+}
+
+
+def test_no_field_of_a_request_is_dropped() -> None:
+    """The stop strings are: the front process finds them."""
+    assert EVERY_FIELD.keys() | {"stop"} == {field.name for field in fields(SamplingParams)}
+    assert all(getattr(SamplingParams(), name) != value for name, value in EVERY_FIELD.items())
+    request = Request("7", (1, 2), SamplingParams(**EVERY_FIELD), 1.5, 4, "chat", "mine")
+    assert all(value for value in vars(request).values()), "no field is at its default"
+    sent = for_engine(frame(Submit.of(request, "7"))[HEADER_BYTES:])
+    assert isinstance(sent, Submit)
+    assert sent.request == request
 
 
 def test_stop_strings_stay_and_seeds_are_cut_to_what_counts() -> None:

@@ -18,6 +18,7 @@ from tokenvm.memory.sim import SimDevice
 from tokenvm.memory.tier import NullStore
 from tokenvm.residency.policy.registry import make_policy
 from tokenvm.schedule.plan import Plan, Span
+from tokenvm.staging import Staged
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Answer, SeqId, Tier, UnitId
 
@@ -92,16 +93,7 @@ class Desk:
                 rows = [token for span in spans for token in fresh[span.seq]]
                 for address, offset, token in zip(staged.targets(layer), staged.offsets, rows, strict=True):
                     ctypes.memset(int(address) + int(offset), token + layer, 1)
-                seen = dict.fromkeys(sequences, 0)
-                for chunk, parts in staged.rounds(layer):
-                    for segment in chunk.segments.tolist():
-                        pages = parts[segment[2] : segment[2] + segment[3]].tolist()
-                        for seq in self._owners(spans, *segment[:2]):
-                            for page in pages:
-                                at, seen[seq] = seen[seq] * BLOCK, seen[seq] + 1
-                                expected = bytes(token + layer for token in wanted[seq][at : at + BLOCK])
-                                if seq not in staged.lost:
-                                    assert ctypes.string_at(page, len(expected)) == expected
+                self._read(staged, layer, spans, wanted)
         for span in spans:
             if span.seq not in staged.lost:
                 self.tokens[span.seq] = wanted[span.seq]
@@ -111,6 +103,25 @@ class Desk:
             del self.tokens[seq][self.kv.truncate(seq, valid) :]
         self.kv.check()
         return staged.lost
+
+    def _read(
+        self, staged: Staged, layer: int, spans: Sequence[Span], wanted: dict[SeqId, list[int]]
+    ) -> None:
+        """Every page of every span is shown once, in order, and holds what it should unless it was lost."""
+        seen = dict.fromkeys(wanted, 0)
+        for chunk, parts in staged.rounds(layer):
+            for segment, first in zip(chunk.segments.tolist(), chunk.first_page.tolist(), strict=True):
+                pages = parts[segment[2] : segment[2] + segment[3]].tolist()
+                for seq in self._owners(spans, *segment[:2]):
+                    assert seen[seq] == first or seq in staged.lost
+                    seen[seq] = first + len(pages)
+                    for at, page in enumerate(pages, first):
+                        expected = bytes(
+                            token + layer for token in wanted[seq][at * BLOCK : (at + 1) * BLOCK]
+                        )
+                        if seq not in staged.lost:
+                            assert ctypes.string_at(page, len(expected)) == expected
+        assert seen == {span.seq: -(-span.end // BLOCK) for span in spans}
 
     def run_and_die(self, seq: SeqId) -> None:
         """Begin a step that fills two pages, and let it die after its first layer."""

@@ -6,31 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from kv_tiers import BLOCK, LAYERS, TOKEN_BYTES, content, small_kvcache
 
-from tokenvm.clock import FakeClock
 from tokenvm.errors import StorageError
-from tokenvm.kvcache import KVCache
-from tokenvm.memory.codec import Bitpack
-from tokenvm.memory.device import DeviceArena
-from tokenvm.memory.disk import DiskStore
-from tokenvm.memory.host import HostPool
-from tokenvm.memory.layout import PageLayout
 from tokenvm.memory.sim import SimDevice
-from tokenvm.memory.tier import NullStore
-from tokenvm.residency.policy.registry import make_policy
 from tokenvm.schedule.plan import Plan, Span
-from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Answer, SeqId, Tier
-
-BLOCK, LAYERS, TOKEN_BYTES = 4, 2, 8
-PACKED_PART_BYTES = 5 * 4096
-
-
-class Moody(Bitpack):
-    """Refuses a part now and then, always the same ones: it goes as it is."""
-
-    def encode(self, part, stored):
-        return Answer.MISS if int(part.sum()) % 3 == 0 else super().encode(part, stored)
 
 
 class World:
@@ -39,16 +20,7 @@ class World:
     def __init__(self, seed, folder, disk_pages, codec=None):
         self.rng = random.Random(seed)
         self.device = SimDevice(seed)
-        layout = PageLayout(LAYERS, PACKED_PART_BYTES if codec else BLOCK * TOKEN_BYTES)
-        if codec:
-            self.device.use(codec)
-        arena = DeviceArena(self.device, self.rng.randint(3, 8), layout, poison=True)
-        host_slots = self.rng.choice([0, 3, 5])
-        host = HostPool(self.device, host_slots, layout) if host_slots else NullStore(Tier.HOST, layout)
-        disk = self.disk = DiskStore(folder, disk_pages * layout.page_bytes, layout, codec=codec)
-        vm = MemoryManager(self.device, arena, (host, disk), self.rng.randint(3, 9), make_policy("lru"))
-        ahead = self.rng.choice([None, 0, 1])
-        self.kv = KVCache(vm, BLOCK, b"model", FakeClock(), prefetch_ahead=ahead)
+        self.kv, self.disk = small_kvcache(self.rng, self.device, folder, disk_pages, codec)
         self.tokens: dict[SeqId, list[int]] = {}  # committed tokens of those who have begun
         self.prompts: dict[SeqId, list[int]] = {}  # what they begin with, and those who wait
         self.paused: set[SeqId] = set()
@@ -310,7 +282,3 @@ class World:
     def _compare(self, address, tokens, page, layer):
         expected = b"".join(content(token, layer) for token in tokens[page * BLOCK : (page + 1) * BLOCK])
         assert ctypes.string_at(int(address), len(expected)) == expected
-
-
-def content(token, layer):
-    return (token * 2 + layer).to_bytes(TOKEN_BYTES, "little")

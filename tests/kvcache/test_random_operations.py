@@ -1,7 +1,8 @@
-"""Ten thousand random operations on tiers of a few pages: every law after every step, every byte where it belongs."""
+"""Many thousand random operations on tiers of a few pages: every law after every step, every byte where it belongs."""
 
 import pytest
-from kv_world import Moody, World
+from kv_tiers import Moody
+from kv_world import World
 
 from tokenvm.vocab import Tier
 

@@ -59,8 +59,8 @@ def cached_bytes(fd: int) -> int:
 
 
 @pytest.fixture
-def buffered(tmp_path: Path) -> Iterator[Buffered]:
-    store = Buffered(tmp_path)
+def buffered(disk_path: Path) -> Iterator[Buffered]:
+    store = Buffered(disk_path)
     yield store
     store.close()
 
@@ -72,3 +72,12 @@ def test_the_page_cache_keeps_neither_what_was_written_nor_what_was_read(buffere
     assert buffered.cached_bytes() == 0
     assert buffered.move(Tier.DISK, Tier.DEVICE) is Answer.HIT
     assert buffered.cached_bytes() == 0
+
+
+def test_what_others_read_would_stay(buffered: Buffered) -> None:
+    """The measurement sees bytes in the page cache where there are some."""
+    buffered.disk.ensure(PAGES)
+    assert not buffered.disk.direct
+    for fd in set(buffered.disk.places(np.arange(PAGES), 0).fd.tolist()):
+        os.pwrite(fd, bytes(LAYOUT.part_stride), 0)
+    assert buffered.cached_bytes() > 0

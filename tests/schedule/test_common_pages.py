@@ -66,6 +66,19 @@ def test_duplicates_are_what_sets_of_pages_say(operations: list[tuple[str, int]]
                     pages[other] = held[:1]
         held_pages = [page for at in on_device for page in pages[at]]
         assert sharing.duplicates == len(held_pages) - len(set(held_pages))
-        for at in on_device:
-            assert sharing.lacking(()) == 0
-            assert 0 <= sharing.depth(SeqId(at)) <= len(pages[at])
+
+
+def test_what_is_found_lacks_nothing_while_somebody_on_the_device_shares_it() -> None:
+    sharing, first, second = Sharing(), SeqId(0), SeqId(1)
+    path = (1, 2, 3)
+    sharing.begin(first, path, 0)
+    assert (sharing.depth(first), sharing.lacking(path)) == (0, 3), "nobody has asked for its pages"
+    sharing.begin(second, (1, 2, 5), 2)
+    assert (sharing.depth(first), sharing.depth(second)) == (2, 2)
+    assert sharing.lacking(path[:2]) == 0
+    sharing.leave(first)
+    assert sharing.lacking(path[:2]) == 0
+    sharing.cut(second, 1)
+    assert (sharing.depth(second), sharing.lacking(path[:2])) == (1, 1)
+    sharing.end(second)
+    assert sharing.lacking(path[:2]) == 2

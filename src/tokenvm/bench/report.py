@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shlex
 import sys
 import time
@@ -65,6 +66,15 @@ class Report:
         return "\n\n".join(parts)
 
 
+def finish(report: Report, write: Path | None, as_json: bool, width: int | None = None) -> None:
+    """Print the card, put it into a document if one is named, and print one JSON line last if that is wanted."""
+    report.show(Console(highlight=False, width=width))
+    if write is not None:
+        write_report(report, write)
+    if as_json:
+        print(json.dumps(report.figures))  # noqa: T201 - it is the answer
+
+
 def machine() -> dict[str, Any]:
     """Return what a figure is worth nothing without."""
     return {
@@ -84,11 +94,12 @@ def heading(facts: Mapping[str, Any], words: Sequence[str]) -> str:
 
 
 def typed(argv: Sequence[str]) -> list[str]:
-    """Return a process's arguments as somebody would type them in the repository."""
+    """Return a process's arguments as somebody would type them in the repository, files by their names alone."""
     script = Path(argv[0])
+    words = [re.sub(r"(^|=)/[^=]*/", r"\1", word) for word in without_destination(argv[1:])]
     if script.parent.name == "benchmarks":
-        return ["python", f"benchmarks/{script.name}", *without_destination(argv[1:])]
-    return ["tokenvm", *without_destination(argv[1:])]
+        return ["python", f"benchmarks/{script.name}", *words]
+    return ["tokenvm", *words]
 
 
 def without_destination(words: Sequence[str]) -> list[str]:

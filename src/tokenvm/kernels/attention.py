@@ -39,7 +39,6 @@ def attend(
     """
     check_attend(state, q, segments, geometry, scale, window)
     rows, q_heads, head_dim = q.shape
-    count, pages = segments.shape[0], parts.shape[0]
     native().attend(
         *state.addresses(),
         checks.tensor("q", q, (rows, q_heads, head_dim), geometry.dtype),
@@ -47,11 +46,7 @@ def attend(
         rows,
         q_heads,
         *geometry.sizes,
-        checks.array("segments", segments, (count, 4), np.int32),
-        checks.array("first_page", first_page, (count,), np.int32),
-        count,
-        checks.array("parts", parts, (pages,), np.uint64),
-        pages,
+        *checks.segments(segments, first_page, parts),
         scale,
         window,
         geometry.format_number,

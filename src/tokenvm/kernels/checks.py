@@ -30,6 +30,20 @@ def array(name: str, value: np.ndarray[Any, Any], shape: tuple[int, ...], dtype:
     return int(value.ctypes.data)
 
 
+def segments(
+    rows_and_pages: np.ndarray[Any, Any], first_page: np.ndarray[Any, Any], parts: np.ndarray[Any, Any]
+) -> tuple[int, int, int, int, int]:
+    """Addresses of segments int32 [S, 4] and first_page int32 [S], S, the address of parts uint64 [P], P."""
+    count, pages = len(rows_and_pages), len(parts)
+    return (
+        array("segments", rows_and_pages, (count, 4), np.int32),
+        array("first_page", first_page, (count,), np.int32),
+        count,
+        array("parts", parts, (pages,), np.uint64),
+        pages,
+    )
+
+
 def result(out: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, int]:
     """`out` (checked), or a new tensor, and its address."""
     if out is None:

@@ -89,7 +89,6 @@ class StepAttention:
 
         `raw`: the parts are raw, though the geometry be lossy.
         """
-        count, pages = len(segments), len(parts)
         native().attend(
             *self._state_addresses,
             self._q_address,
@@ -97,11 +96,7 @@ class StepAttention:
             self._rows,
             self._q_heads,
             *self._sizes,
-            checks.array("segments", segments, (count, 4), np.int32),
-            checks.array("first_page", first_page, (count,), np.int32),
-            count,
-            checks.array("parts", parts, (pages,), np.uint64),
-            pages,
+            *checks.segments(segments, first_page, parts),
             *self._rule,
             0 if raw else self._format,
         )
