@@ -163,7 +163,7 @@ class LLM:
         return self.engine.plan
 
     def stats(self) -> dict[str, Any]:
-        """Return tiers, moved bytes, streamed pages, overlap and hidden ratios, prefixes and requests as plain values."""
+        """Return tiers, moves, streamed pages, overlap and hidden ratios, prefixes and requests as plain values."""
         return self.engine.stats()
 
     def close(self) -> None:
