@@ -103,7 +103,7 @@ def test_the_record_names_source_and_version(source: Path, folder: Path) -> None
     record = json.loads((folder / "tokenvm.json").read_text())
     assert record["source"] == "tiny.gguf"
     assert len(record["source_sha256"]) == 64
-    assert record["converter_version"] == 1
+    assert record["converter_version"] == 2
 
 
 def test_progress_ends_with_all_bytes_done(source: Path, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def _assemble(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: 
     kvcache = KVCache(
         vm,
         geometry.block_tokens,
-        fingerprint(model, geometry),
+        fingerprint(model, geometry, limits.max_model_len),
         clock,
         prefetch_ahead=_layers_ahead(settings.memory),
         open_pages=OpenPages(vm, geometry, limits.max_tokens_per_forward) if geometry.lossy else None,
@@ -250,10 +250,14 @@ def _layers_ahead(memory: MemoryConfig) -> int | None:
     return None if memory.prefetch_ahead == "auto" else memory.prefetch_ahead
 
 
-def fingerprint(model: LoadedModel, geometry: PartGeometry) -> bytes:
-    """Name all that shapes KV bytes besides the tokens: weights, dtype, rope, block_tokens, layout and numerics."""
+def fingerprint(model: LoadedModel, geometry: PartGeometry, positions: int) -> bytes:
+    """Name all that shapes KV bytes besides the tokens: weights, dtype, rope, block_tokens, layout and numerics.
+
+    `positions`: how many tokens a sequence may have, by which the factors of a longrope are chosen.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((model.spec, geometry, geometry.layout_id, NUMERICS_ID)).encode())
+    rope = model.spec.rope.resolved(positions)
+    digest.update(repr((model.spec, rope, geometry, geometry.layout_id, NUMERICS_ID)).encode())
     for address, nbytes in _weights(model):
         digest.update(crc32c(address, nbytes).to_bytes(4, "little"))
     return digest.digest()
@@ -262,8 +266,8 @@ def fingerprint(model: LoadedModel, geometry: PartGeometry) -> bytes:
 def _weights(model: LoadedModel) -> Iterator[tuple[int, int]]:
     """Address and bytes of every weight that keys and values depend on."""
     layers = model.weights.layers
-    matrices = [matrix for layer in layers for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+    matrices = [matrix for layer in layers for matrix in layer.matrices]
     for matrix in (*matrices, model.weights.ends.embedding):
         yield matrix.storage.data_ptr(), matrix.nbytes
-    for norm in (norm for layer in layers for norm in (layer.attn_norm, layer.mlp_norm)):
-        yield norm.data_ptr(), norm.nbytes
+    for vector in (vector for layer in layers for vector in layer.vectors):
+        yield vector.data_ptr(), vector.nbytes
