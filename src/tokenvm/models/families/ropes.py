@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 from tokenvm.errors import ModelError, UnsupportedModel
 from tokenvm.models.fields import Fields
 from tokenvm.models.spec import RopeSpec
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+KINDS: Final = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 def rope_of(fields: Fields, head_dim: int, theta: float = 10000.0) -> RopeSpec:

@@ -62,7 +62,7 @@ _PHI3: Final[Mapping[str, str]] = {
     "ffn_down": "mlp.down_proj",
 }
 _NEVER: Final = ("expert_count", "attention.key_length_mla")
-_SPECIAL: Final = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+_SPECIAL: Final[Mapping[str, str]] = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 
 Extra = Callable[["GgufKeys"], dict[str, Any]]
 
