@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tokenvm.borrowed.load import load_any_model
 from tokenvm.clock import RealClock
 from tokenvm.collect import Collector
 from tokenvm.config import MemoryConfig, config_path, read_config_file, resolve
@@ -19,7 +20,7 @@ from tokenvm.engine.startup import StartupPlan
 from tokenvm.errors import RequestError
 from tokenvm.models.fetch import default_cache_dir, resolve_model
 from tokenvm.models.progress import Report, silent
-from tokenvm.models.weights.pack import LoadedModel, load_model
+from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.outputs import RequestOutput, StreamChunk
 from tokenvm.prompts import Prompt, read_prompt, salt_of
 from tokenvm.schedule.plan import FinishedEvent
@@ -60,7 +61,7 @@ class LLM:
         warm_up: bool = False,
     ) -> None:
         folder = resolve_model(str(model), progress=progress)
-        loaded = load_model(folder, dtype)
+        loaded = load_any_model(folder, dtype)
         spoken = Tokenizer.from_folder(folder if tokenizer is None else Path(tokenizer))
         settings = make_settings(
             memory,

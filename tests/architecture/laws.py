@@ -14,7 +14,7 @@ ROWS: Mapping[int, tuple[str, ...]] = {
     8: ("cli cli_bench cli_config cli_options bench",),
     7: ("serve", "bridges", "llm async_llm engine_process"),
     6: ("engine collect outputs prompts stop_strings",),
-    5: ("kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors"),
+    5: ("borrowed", "kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors"),
     4: ("vm room moves",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
     2: ("kernels", "parallel", "residency"),
@@ -35,7 +35,7 @@ BANNED: Mapping[str, tuple[str, ...]] = {
 """Room → what it must not know, though it may lie lower."""
 
 RESERVED: Mapping[str, tuple[str, ...]] = {
-    "transformers": ("bridges", "bench"),
+    "transformers": ("bridges", "bench", "borrowed"),
     "fastapi": ("serve",),
     "prometheus_client": ("serve",),
     "typer": ("cli", "cli_bench", "cli_config", "cli_options"),

@@ -271,3 +271,5 @@ def _weights(model: LoadedModel) -> Iterator[tuple[int, int]]:
         yield matrix.storage.data_ptr(), matrix.nbytes
     for vector in (vector for layer in layers for vector in layer.vectors):
         yield vector.data_ptr(), vector.nbytes
+    for tensor in model.weights.borrowed:
+        yield tensor.data_ptr(), tensor.nbytes

@@ -16,7 +16,8 @@ from tokenvm.kernels.state import AttentionState
 class StepAttention:
     """Ropes, appends and attends for up to `capacity` rows, layer by layer: begin, then append, fold…, finish.
 
-    cos_sin: float32 [P, head_dim], the cosines of head_dim/2 angles, then their sines. `scale` multiplies the dots;
+    cos_sin: float32 [P, head_dim], the cosines of head_dim/2 angles, then their sines; of one row for every position
+    where P is 1. `scale` multiplies the dots;
     `window` is as in `kernels.attention.attend`. Bit for bit what the single calls give.
     """
 
@@ -61,6 +62,7 @@ class StepAttention:
         self._rows = rows
         self._positions, self._offsets = positions, offsets
         self._positions_address = checks.array("positions", positions, (rows,), np.int64)
+        self._first_angle = np.zeros(rows, np.int64)
         self._offsets_address = checks.array("offsets", offsets, (rows,), np.int32)
 
     def append(self, qkv: torch.Tensor, targets: npt.NDArray[np.uint64]) -> None:
@@ -76,7 +78,7 @@ class StepAttention:
             *self._sizes,
             self._cos_sin_address,
             self._angles,
-            self._positions_address,
+            self._positions_address if self._angles > 1 else self._first_angle.ctypes.data,
             checks.array("targets", targets, (rows,), np.uint64),
             self._offsets_address,
             self._q_address,

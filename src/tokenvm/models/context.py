@@ -59,6 +59,12 @@ class EndWeights:
     final_norm: torch.Tensor
     lm_head: PackedMatrix
 
+    @classmethod
+    def nothing(cls, dtype: torch.dtype) -> EndWeights:
+        """No weights at all: another library's modules hold them."""
+        empty = PackedMatrix(0, 0, dtype, torch.empty(0, dtype=torch.uint8), "none")
+        return cls(empty, torch.empty(0), empty)
+
 
 class ForwardContext(Protocol):
     """One forward pass of M rows (tokens of any number of sequences), S of which want logits."""

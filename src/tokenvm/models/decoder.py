@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -57,6 +58,15 @@ def _projected_columns(spec: ModelSpec) -> int:
 def _gate_columns(spec: ModelSpec) -> int:
     """SiLU has a product that gates as it goes."""
     return 0 if spec.mlp.activation == "silu" else 2 * spec.mlp.intermediate
+
+
+class Forward(Protocol):
+    """What computes logits for the rows of a step."""
+
+    buffers: Activations
+
+    def forward(self, ctx: ForwardContext, token_ids: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of the sampled rows: token_ids int64 [M] → fp32 [S, vocab_size], S ≥ 0."""
 
 
 @dataclass(frozen=True, slots=True)

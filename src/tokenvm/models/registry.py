@@ -62,11 +62,11 @@ def load_spec(folder: Path) -> tuple[ModelSpec, Family]:
     config = read_json(folder / "config.json")
     family = family_of(config, source)
     spec = family.spec_from_config(config, source)
-    return replace(spec, eos_token_ids=_stop_tokens(spec, folder)), family
+    return replace(spec, eos_token_ids=stop_tokens(spec.eos_token_ids, folder)), family
 
 
-def _stop_tokens(spec: ModelSpec, folder: Path) -> tuple[int, ...]:
-    """Join both files' end tokens: either may hold the chat template's end of turn."""
+def stop_tokens(eos_token_ids: tuple[int, ...], folder: Path) -> tuple[int, ...]:
+    """Join a config's end tokens with those of generation_config.json: either may hold the template's end of turn."""
     path = folder / "generation_config.json"
     extra = Fields(read_json(path), str(path)).ids("eos_token_id") if path.is_file() else ()
-    return tuple(dict.fromkeys(spec.eos_token_ids + extra))
+    return tuple(dict.fromkeys(eos_token_ids + extra))

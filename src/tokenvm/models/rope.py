@@ -33,8 +33,11 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> torch.Tensor:
 def cos_sin(rope: RopeSpec, head_dim: int, positions: int) -> torch.Tensor:
     """Cosines, then sines, of every position below `positions`: fp32 [positions, head_dim].
 
-    Pairs that do not rotate have cosine 1 and sine 0; see `rows_of_head` for where they lie in a head.
+    A rope of kind "none" has one row, for every position. Pairs that do not rotate have cosine 1 and sine 0; see
+    `rows_of_head` for where they lie in a head.
     """
+    if rope.kind == "none":
+        return torch.cat((torch.ones(1, head_dim // 2), torch.zeros(1, head_dim // 2)), dim=1)
     frequencies = inverse_frequencies(rope.resolved(positions), head_dim)
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
     cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from tokenvm.errors import ConfigError
 from tokenvm.kernels.linear import PackedMatrix, pack
 from tokenvm.kernels.weight_memory import WeightMemory
 from tokenvm.models.context import EndWeights, LayerWeights
+from tokenvm.models.decoder import Decoder, Forward
 from tokenvm.models.registry import Family, load_spec
 from tokenvm.models.rope import rows_of_head
 from tokenvm.models.spec import ModelSpec
@@ -20,11 +21,12 @@ from tokenvm.models.weights.reader import Checkpoint
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    """All weights of a model in `dtype` (norms in fp32)."""
+    """All weights of a model in `dtype` (norms in fp32). `borrowed` are those that another library's modules hold."""
 
     dtype: torch.dtype
     layers: tuple[LayerWeights, ...]
     ends: EndWeights
+    borrowed: tuple[torch.Tensor, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -35,10 +37,11 @@ class ModelWeights:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run."""
+    """A model ready to run. `make_decoder` gets spec, dtype and the most rows that a step has."""
 
     spec: ModelSpec
     weights: ModelWeights
+    make_decoder: Callable[[ModelSpec, torch.dtype, int], Forward] = Decoder
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -144,3 +147,4 @@ def _parts(weights: ModelWeights) -> Iterable[torch.Tensor | PackedMatrix]:
         yield from layer.matrices
         yield from layer.vectors
     yield from (weights.ends.embedding, weights.ends.final_norm, weights.ends.lm_head)
+    yield from weights.borrowed
