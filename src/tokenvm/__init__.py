@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenvm.async_llm import AsyncLLM
+    from tokenvm.bridges.patch import disable_paging, enable_paging, patch_model_attention
     from tokenvm.config import MemoryConfig
     from tokenvm.errors import (
         BuildError,
@@ -45,6 +46,9 @@ __all__ = [
     "StorageError",
     "StreamChunk",
     "TokenVMError",
+    "disable_paging",
+    "enable_paging",
+    "patch_model_attention",
 ]
 
 
@@ -64,6 +68,8 @@ def _home(name: str) -> str:
     """Return the module that defines a public name."""
     if name == "LLM":
         return "tokenvm.llm"
+    if name in ("disable_paging", "enable_paging", "patch_model_attention"):
+        return "tokenvm.bridges.patch"
     if name == "AsyncLLM":
         return "tokenvm.async_llm"
     if name == "MemoryConfig":
