@@ -103,7 +103,9 @@ def read_head(block: bytes) -> tuple[Verdict, Head]:
     (checksum,) = struct.unpack_from("<I", block, _CHECKSUM_AT)
     if checksum != checksum_of(block[:_CHECKSUM_AT]):
         return Verdict.DAMAGED, NO_HEAD
-    magic, version, layers, stride, far, codec, slab_pages, capacity, generation, kept = _HEAD.unpack_from(block)
+    magic, version, layers, stride, far, codec, slab_pages, capacity, generation, kept = _HEAD.unpack_from(
+        block
+    )
     if magic != MAGIC or version != VERSION:
         return Verdict.FOREIGN, NO_HEAD
     name = codec.rstrip(b"\0")
