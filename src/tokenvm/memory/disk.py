@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from tokenvm.errors import LimitTooSmall, StorageError
 from tokenvm.memory.codec import Codec, Identity
@@ -110,9 +110,7 @@ class DiskStore:
         slab = slot // self.slab_pages
         pages = np.minimum(self.slab_pages, self.capacity - slab * self.slab_pages)
         stride, far = self.layout.part_stride, self.far_bytes
-        run = np.asarray(layer, np.int64) * pages * stride
-        place = run + slot % self.slab_pages * far
-        tail = run + pages * far + slot % self.slab_pages * (stride - far)
+        place, tail = offsets_in_slab(slot % self.slab_pages, layer, pages, stride, far)
         kind, fd = np.zeros(place.shape, np.uint8), np.broadcast_to(self._fds[slab], place.shape)
         return Places(kind, fd, place.astype(np.uint64), tail.astype(np.uint64), far)
 
@@ -191,6 +189,15 @@ class DiskStore:
             f"cannot reserve {nbytes} bytes in {self.path} "
             f"({error.strerror}; {free} bytes are free there): {advice}"
         )
+
+
+def offsets_in_slab(
+    slot: NDArray[np.int64], layer: ArrayLike, slab_pages: ArrayLike, stride: int, far: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Say where parts lie in a slab of `slab_pages`: the first `far` bytes, and the rest of those that need it."""
+    pages = np.asarray(slab_pages, np.int64)
+    run = np.asarray(layer, np.int64) * pages * stride
+    return run + slot * far, run + pages * far + slot * (stride - far)
 
 
 def pages_of_slab(layout: PageLayout, capacity: int) -> int:

@@ -86,7 +86,11 @@ class KeptDiskStore(DiskStore):
         self._register: ReadRegister | None = None
         with self._undone(path):
             contents = self._take_over(path, limit_bytes, layout, slab_pages, codec)
-            self.direct = self._reads_direct() if keep.read_only else self._open_directory(direct)
+            self.direct = (
+                direct is not False and self._reads_direct()
+                if keep.read_only
+                else self._open_directory(direct)
+            )
             self._open_slabs()
             recovered = self._recover(contents)
             journal = None if keep.read_only else self._start(contents, recovered)

@@ -127,32 +127,27 @@ def read_head(block: bytes) -> tuple[Verdict, Head]:
 
 
 def record_type(layers: int) -> np.dtype[np.void]:
-    """Return the fields of a record of pages with so many parts, at their offsets."""
+    """Return the fields of a record of pages with so many parts, one behind the other without gaps.
+
+    What fills it up to a multiple of 8 is a field too: numpy keeps such a layout when arrays are joined.
+    """
     packed_bytes = -(-layers // 8)
-    fields: dict[str, tuple[object, int]] = {
-        "checksum": ("<u4", 0),
-        "kind": ("<u4", 4),
-        "generation": ("<u8", 8),
-        "number": ("<u8", 16),
-        "slot": ("<u8", 24),
-        "written_s": ("<u8", 32),
-        "key": (("u1", KEY_BYTES), 40),
-        "parent": (("u1", KEY_BYTES), 56),
-        "fingerprint": (("u1", KEY_BYTES), 72),
-        "reserved": ("<u8", 88),
-        "checksums": (("<u4", layers), 96),
-        "packed": (("u1", packed_bytes), 96 + 4 * layers),
-    }
-    size = -(-(96 + 4 * layers + packed_bytes) // 8) * 8
-    names = list(fields)
-    return np.dtype(
-        {
-            "names": names,
-            "formats": [fields[name][0] for name in names],
-            "offsets": [fields[name][1] for name in names],
-            "itemsize": size,
-        }
-    )
+    fields = [
+        ("checksum", "<u4"),
+        ("kind", "<u4"),
+        ("generation", "<u8"),
+        ("number", "<u8"),
+        ("slot", "<u8"),
+        ("written_s", "<u8"),
+        ("key", "u1", (KEY_BYTES,)),
+        ("parent", "u1", (KEY_BYTES,)),
+        ("fingerprint", "u1", (KEY_BYTES,)),
+        ("reserved", "<u8"),
+        ("checksums", "<u4", (layers,)),
+        ("packed", "u1", (packed_bytes,)),
+    ]
+    padding = -(96 + 4 * layers + packed_bytes) % 8
+    return np.dtype([*fields, ("padding", "u1", (padding,))] if padding else fields)
 
 
 def record_places(capacity: int) -> int:

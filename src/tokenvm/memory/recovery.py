@@ -37,24 +37,28 @@ class Recovered:
     losses: Losses = field(default_factory=Losses)
 
 
-def recover(pages: Records, fingerprint: bytes, oldest_s: float, has_slab: NDArray[np.bool_]) -> Recovered:
-    """Choose the pages that stay. `has_slab` says of each page whether its slab is whole; keys are different.
+def reachable(pages: Records, losses: Losses) -> Recovered:
+    """Order pages of different keys, heads first; those behind a page that is gone are orphans, and counted.
 
     Takes time linear in the pages, but for one sort.
     """
+    keys, parents = names_in(pages["key"]), names_in(pages["parent"])
+    order, depth = _heads_first(keys, parents)
+    losses.orphan_pages = len(pages) - len(order)
+    newest = _newest_behind(order, keys, parents, pages["number"].tolist())
+    idle = sorted(range(len(order)), key=lambda place: (newest[order[place]], -depth[order[place]]))
+    return Recovered(pages[order], [keys[at] for at in order], [parents[at] for at in order], idle, losses)
+
+
+def recover(pages: Records, fingerprint: bytes, oldest_s: float, has_slab: NDArray[np.bool_]) -> Recovered:
+    """Choose the pages that stay. `has_slab` says of each page whether its slab is whole; keys are different."""
     losses = Losses()
     ours = (pages["fingerprint"] == np.frombuffer(fingerprint, np.uint8)).all(axis=1)
     losses.foreign_pages = int((~ours).sum())
     young = pages["written_s"] >= max(0.0, oldest_s)
     losses.expired_pages = int((ours & ~young).sum())
     losses.missing_pages = int((ours & young & ~has_slab).sum())
-    kept = pages[ours & young & has_slab]
-    keys, parents = names_in(kept["key"]), names_in(kept["parent"])
-    order, depth = _heads_first(keys, parents)
-    losses.orphan_pages = len(kept) - len(order)
-    newest = _newest_behind(order, keys, parents, kept["number"].tolist())
-    idle = sorted(range(len(order)), key=lambda place: (newest[order[place]], -depth[order[place]]))
-    return Recovered(kept[order], [keys[at] for at in order], [parents[at] for at in order], idle, losses)
+    return reachable(pages[ours & young & has_slab], losses)
 
 
 def names_in(column: NDArray[np.uint8]) -> list[bytes]:
