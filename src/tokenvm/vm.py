@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenvm.errors import StorageError
+from tokenvm.keeping import Keeping
 from tokenvm.kernels.paging import copy
 from tokenvm.memory.backend import DeviceBackend, Program, Ring
 from tokenvm.memory.device import DeviceArena
+from tokenvm.memory.register import NullRegister, Register
 from tokenvm.memory.tier import TierStore
 from tokenvm.memory.transfer import TransferEngine
 from tokenvm.moves import Moves
@@ -39,6 +41,7 @@ class MemoryManager:
 
     `arena` is the device tier of `stores`. Without `ring_slots` nothing can be streamed. `policy` ranks sealed pages on
     the device, `keep_policy` indexed pages that nobody else owns, in whatever tier; least recently used if not given.
+    `register` is what the disk keeps for the next process, nothing if not given.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class MemoryManager:
         ring_slots: int,
         policy: Policy,
         keep_policy: Policy | None = None,
+        register: Register | None = None,
     ) -> None:
         self.backend = backend
         self.arena = arena
@@ -63,6 +67,7 @@ class MemoryManager:
         self._moves = Moves(self.ledger, self._transfers, policy, self._sweep)
         self.index = PrefixIndex(keep_policy or Lru())
         self.room = Room(self.ledger, policy, self.index, self._moves)
+        self.keeping = Keeping(self.ledger, self.index, self.room, self._moves, register or NullRegister())
         self._stuck: tuple[int, ...] = ()  # no idle page could leave at these versions
 
     def new_page(self, running: Sequence[Pages]) -> UnitId:
@@ -95,6 +100,7 @@ class MemoryManager:
         """Index a sealed page that a sequence owns, unless one with that key is kept: so it outlives the sequence."""
         if self.index.add(key, parent, unit):
             self.ledger.retain(unit)
+            self.keeping.named(unit)
 
     def forget_prefixes(self) -> None:
         """Let go of every indexed page."""
@@ -229,11 +235,14 @@ class MemoryManager:
         return self._transfers.moved_bytes
 
     def close(self) -> None:
-        """Stop all copies and give every byte back."""
-        self.backend.close()
-        for store in self._stores.values():
-            store.close()
-        self._ring_region.close()
+        """Stop all copies and give every byte back; what is kept for the next process is written down before."""
+        try:
+            self.keeping.close()
+        finally:
+            self.backend.close()
+            for store in self._stores.values():
+                store.close()
+            self._ring_region.close()
 
     def freeze(self, units: Sequence[UnitId]) -> None:
         """Seal open pages for as long as nobody appends to them, so that they may leave the device."""
@@ -282,7 +291,8 @@ class MemoryManager:
             _log.warning("pages are not written behind: %s", error)
 
     def _sweep(self) -> None:
-        """Poison what was freed, before it can be taken again."""
+        """Tell the register what came and went on disk; poison what was freed, before it can be taken again."""
+        self.keeping.swept()
         freed = self.ledger.drain_freed()
         if freed and self.arena.poison:
             self.arena.freed(np.unique(freed))

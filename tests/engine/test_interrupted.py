@@ -6,7 +6,8 @@ import pytest
 from fixtures_engine import BLOCK_TOKENS, greedy, page_bytes, prompt, tiny_model
 
 from tokenvm.config import MemoryConfig
-from tokenvm.engine.launch import Settings, build_engine, fingerprint, needs_of
+from tokenvm.engine.fingerprint import fingerprint
+from tokenvm.engine.launch import Settings, build_engine, needs_of
 from tokenvm.errors import RequestError
 from tokenvm.memory.sim import SimDevice
 from tokenvm.schedule.request import Request

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tokenvm.clock import RealClock
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import Budget, Needs, plan_budget
 from tokenvm.engine.compression import READ_BYTES, bounce_bytes, codec_of
+from tokenvm.engine.disk_tier import disk_pages, disk_room, keep_of, open_disk
 from tokenvm.engine.engine import Engine
+from tokenvm.engine.fingerprint import fingerprint
 from tokenvm.engine.geometry import geometry_of, raw_slots
 from tokenvm.engine.runner import Runner, workspace_bytes
 from tokenvm.engine.startup import StartupPlan, plan_startup
 from tokenvm.engine.warm_up import commit, warm_up
-from tokenvm.errors import ConfigError, StorageError
-from tokenvm.kernels.native import NUMERICS_ID, set_threads
+from tokenvm.errors import ConfigError
+from tokenvm.kernels.native import set_threads
 from tokenvm.kernels.paging import PartGeometry
 from tokenvm.kvcache import KVCache
-from tokenvm.machine import free_disk_bytes, free_memory_bytes, usable_cores
+from tokenvm.machine import free_memory_bytes, usable_cores
 from tokenvm.memory.backend import DeviceBackend
 from tokenvm.memory.codec import Codec
-from tokenvm.memory.cpu import CpuDevice, crc32c
+from tokenvm.memory.cpu import CpuDevice
 from tokenvm.memory.device import DeviceArena
-from tokenvm.memory.disk import DiskStore
 from tokenvm.memory.host import HostPool
+from tokenvm.memory.kept_disk import Keep
+from tokenvm.memory.kept_size import geometry_of_store
 from tokenvm.memory.layout import PageLayout
 from tokenvm.memory.tier import NullStore, TierStore
 from tokenvm.models.weights.pack import LoadedModel
@@ -45,7 +46,8 @@ DEFAULT_MAX_TOKENS_PER_FORWARD = 512
 class Settings:
     """What an engine is asked to be. None means: the model's or this module's default.
 
-    With `warm_up` it takes all its memory before it stands, so that no later step can run out of it.
+    With `warm_up` it takes all its memory before it stands, so that no later step can run out of it. With `keep_pages`
+    the pages in `disk_path` outlive it, and those that are there are found.
     """
 
     memory: MemoryConfig
@@ -60,6 +62,7 @@ class Settings:
     enable_prefix_caching: bool = True
     shared_attention: bool = True
     warm_up: bool = False
+    keep_pages: bool = False
 
 
 def needs_of(model: LoadedModel, settings: Settings) -> tuple[Needs, PartGeometry]:
@@ -87,11 +90,12 @@ def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend 
     made = _prepare(model, settings, free_memory_bytes())
     set_threads(made.limits.threads)
     device = backend or CpuDevice(_reads_in_flight(settings.memory), READ_BYTES)
-    vm = _memory(
-        device, made.layout, made.budget, settings, codec_of(settings.memory, made.geometry, made.layout)
-    )
+    named = fingerprint(model, made.geometry, made.limits.max_model_len)
+    keep = keep_of(settings.memory, named) if _keeps(settings) else None
+    codec = codec_of(settings.memory, made.geometry, made.layout)
+    vm = _memory(device, made.layout, made.budget, settings, codec, keep)
     try:
-        return _assemble(model, vm, made, settings)
+        return _assemble(model, vm, made, settings, named)
     except BaseException:
         vm.close()
         raise
@@ -120,9 +124,10 @@ def build_memory(
         wanted_pages=-(-wanted_tokens // geometry.block_tokens) + 1,
         block_tokens=geometry.block_tokens,
     )
-    budget = plan_budget(settings.memory, needs, free_memory_bytes(), _disk_room(settings, layout.page_bytes))
+    room = disk_room(settings.memory, settings.disk_path, layout.page_bytes, keeps=False)
+    budget = plan_budget(settings.memory, needs, free_memory_bytes(), room)
     device = backend or CpuDevice(_reads_in_flight(settings.memory), READ_BYTES)
-    return _memory(device, layout, budget, settings, codec)
+    return _memory(device, layout, budget, settings, codec, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +146,14 @@ def _prepare(model: LoadedModel, settings: Settings, free_bytes: int) -> _Prepar
     geometry = geometry_of(model, settings.memory)
     layout = PageLayout(model.spec.layers, geometry.part_bytes)
     needs = _needs(model, layout, limits, geometry, settings.memory)
-    budget = plan_budget(settings.memory, needs, free_bytes, _disk_room(settings, layout.page_bytes))
+    keeps = _keeps(settings)
+    room = disk_room(settings.memory, settings.disk_path, layout.page_bytes, keeps=keeps)
+    budget = plan_budget(settings.memory, needs, free_bytes, room)
+    store = geometry_of_store(layout, codec_of(settings.memory, geometry, layout))
     dtype = str(model.weights.dtype).removeprefix("torch.")
     kv_format = dtype if geometry.kv_format == "raw" else geometry.kv_format
     plan = plan_startup(needs, budget, **asdict(limits), dtype=dtype, kv_format=kv_format)
+    plan = replace(plan, disk_pages=disk_pages(budget.disk_bytes, store, keeps=keeps))
     return _Prepared(limits, geometry, layout, budget, plan)
 
 
@@ -203,24 +212,27 @@ def _needs(
     )
 
 
-def _disk_room(settings: Settings, page_bytes: int) -> int:
-    """Return the free bytes below the disk tier's folder; StorageError if the user named it and nothing fits there."""
-    free = free_disk_bytes(settings.disk_path)
-    memory = settings.memory
-    if memory.nvme_path != "auto" and memory.nvme_limit != 0 and free < 2 * page_bytes:
-        raise StorageError(
-            f"there is no room for pages in {settings.disk_path} ({free} bytes free): "
-            "set nvme_path to a folder on another disk, or nvme_limit=0"
-        )
-    return free
-
-
 def _reads_in_flight(memory: MemoryConfig) -> int:
     return 4 if memory.prefetch_depth == "auto" else memory.prefetch_depth
 
 
+def _keeps(settings: Settings) -> bool:
+    """Whether pages outlive the engine: without prefix caching nobody would find them."""
+    keeps = settings.keep_pages and settings.enable_prefix_caching
+    if settings.memory.nvme_read_only and not keeps:
+        raise ConfigError(
+            "nvme_read_only reads the pages that another process keeps: set nvme_path to its folder"
+        )
+    return keeps
+
+
 def _memory(
-    backend: DeviceBackend, layout: PageLayout, budget: Budget, settings: Settings, codec: Codec
+    backend: DeviceBackend,
+    layout: PageLayout,
+    budget: Budget,
+    settings: Settings,
+    codec: Codec,
+    keep: Keep | None,
 ) -> MemoryManager:
     backend.use(codec)
     arena = DeviceArena(backend, budget.device_slots, layout, poison=settings.poison)
@@ -229,18 +241,19 @@ def _memory(
         host = HostPool(backend, budget.host_slots, layout)
     if settings.warm_up:
         commit(backend, (arena, host))
-    disk: TierStore = NullStore(Tier.DISK, layout)
-    if budget.disk_bytes:
-        disk = DiskStore(settings.disk_path, budget.disk_bytes, layout, codec=codec)
-    return MemoryManager(backend, arena, (host, disk), budget.ring_slots, make_policy(settings.memory.policy))
+    disk, register = open_disk(settings.disk_path, budget.disk_bytes, layout, codec, keep)
+    policy = make_policy(settings.memory.policy)
+    return MemoryManager(backend, arena, (host, disk), budget.ring_slots, policy, register=register)
 
 
-def _assemble(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings) -> Engine:
+def _assemble(
+    model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings, named: bytes
+) -> Engine:
     clock, limits, geometry = RealClock(), made.limits, made.geometry
     kvcache = KVCache(
         vm,
         geometry.block_tokens,
-        fingerprint(model, geometry, limits.max_model_len),
+        named,
         clock,
         prefetch_ahead=_layers_ahead(settings.memory),
         open_pages=OpenPages(vm, geometry, limits.max_tokens_per_forward) if geometry.lossy else None,
@@ -248,7 +261,7 @@ def _assemble(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: 
         shared_attention=settings.shared_attention,
     )
     ledger = vm.ledger
-    lower = ledger.capacity(Tier.HOST) + ledger.capacity(Tier.DISK)
+    lower = ledger.capacity(Tier.HOST) + vm.keeping.capacity
     scheduler = Scheduler(
         Limits(
             max_num_seqs=limits.max_num_seqs,
@@ -276,28 +289,3 @@ def _layers_ahead(memory: MemoryConfig) -> int | None:
     if memory.prefetch_strategy == "none":
         return 0
     return None if memory.prefetch_ahead == "auto" else memory.prefetch_ahead
-
-
-def fingerprint(model: LoadedModel, geometry: PartGeometry, positions: int) -> bytes:
-    """Name all that shapes KV bytes besides the tokens: weights, dtype, rope, block_tokens, layout and numerics.
-
-    `positions`: how many tokens a sequence may have, by which the factors of a longrope are chosen.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    rope = model.spec.rope.resolved(positions)
-    digest.update(repr((model.spec, rope, geometry, geometry.layout_id, NUMERICS_ID)).encode())
-    for address, nbytes in _weights(model):
-        digest.update(crc32c(address, nbytes).to_bytes(4, "little"))
-    return digest.digest()
-
-
-def _weights(model: LoadedModel) -> Iterator[tuple[int, int]]:
-    """Address and bytes of every weight that keys and values depend on."""
-    layers = model.weights.layers
-    matrices = [matrix for layer in layers for matrix in layer.matrices]
-    for matrix in (*matrices, model.weights.ends.embedding):
-        yield matrix.storage.data_ptr(), matrix.nbytes
-    for vector in (vector for layer in layers for vector in layer.vectors):
-        yield vector.data_ptr(), vector.nbytes
-    for tensor in model.weights.borrowed:
-        yield tensor.data_ptr(), tensor.nbytes
