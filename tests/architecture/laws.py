@@ -15,7 +15,7 @@ ROWS: Mapping[int, tuple[str, ...]] = {
     7: ("serve", "bridges", "llm async_llm engine_process"),
     6: ("engine collect outputs prompts stop_strings",),
     5: ("kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors"),
-    4: ("vm room moves",),
+    4: ("vm room losses moves watch",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
     2: ("kernels", "parallel", "residency"),
     1: ("vocab errors config clock metrics sizes machine json_file",),
@@ -45,7 +45,7 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
 }
 """Package → the only rooms or modules that may import it."""
 
-SEE_MEMORY_AND_RESIDENCY = ("vm", "moves", "engine.launch")
+SEE_MEMORY_AND_RESIDENCY = ("vm", "moves", "watch", "engine.launch")
 """Where decisions meet bytes, and where both are put together."""
 
 LAZY = ("", "cli", "cli_bench", "cli_config", "kernels", "models.fetch", "models.builtin")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tokenvm.clock import RealClock
+from tokenvm.clock import Clock, RealClock
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import Budget, Needs, plan_budget
 from tokenvm.engine.compression import READ_BYTES, bounce_bytes, codec_of
@@ -77,7 +77,12 @@ def plan_engine(model: LoadedModel, settings: Settings) -> StartupPlan:
     return _prepare(model, settings, free_memory_bytes() - model.weights.nbytes).plan
 
 
-def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend | None = None) -> Engine:
+def build_engine(
+    model: LoadedModel,
+    settings: Settings,
+    backend: DeviceBackend | None = None,
+    clock: Clock | None = None,
+) -> Engine:
     """Make an engine for a loaded model.
 
     Raises:
@@ -87,11 +92,11 @@ def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend 
     made = _prepare(model, settings, free_memory_bytes())
     set_threads(made.limits.threads)
     device = backend or CpuDevice(_reads_in_flight(settings.memory), READ_BYTES)
-    vm = _memory(
-        device, made.layout, made.budget, settings, codec_of(settings.memory, made.geometry, made.layout)
-    )
+    clock = clock or RealClock()
+    codec = codec_of(settings.memory, made.geometry, made.layout)
+    vm = _memory(device, made.layout, made.budget, settings, codec, clock)
     try:
-        return _assemble(model, vm, made, settings)
+        return _assemble(model, vm, made, settings, clock)
     except BaseException:
         vm.close()
         raise
@@ -192,23 +197,41 @@ def _reads_in_flight(memory: MemoryConfig) -> int:
 
 
 def _memory(
-    backend: DeviceBackend, layout: PageLayout, budget: Budget, settings: Settings, codec: Codec
+    backend: DeviceBackend,
+    layout: PageLayout,
+    budget: Budget,
+    settings: Settings,
+    codec: Codec,
+    clock: Clock,
 ) -> MemoryManager:
     backend.use(codec)
-    arena = DeviceArena(backend, budget.device_slots, layout, poison=settings.poison)
-    host: TierStore = NullStore(Tier.HOST, layout)
-    if budget.host_slots:
-        host = HostPool(backend, budget.host_slots, layout)
-    if settings.warm_up:
-        commit(backend, (arena, host))
-    disk: TierStore = NullStore(Tier.DISK, layout)
-    if budget.disk_bytes:
-        disk = DiskStore(settings.disk_path, budget.disk_bytes, layout, codec=codec)
-    return MemoryManager(backend, arena, (host, disk), budget.ring_slots, make_policy(settings.memory.policy))
+    opened: list[TierStore] = []
+    try:
+        arena = DeviceArena(backend, budget.device_slots, layout, poison=settings.poison)
+        opened.append(arena)
+        host: TierStore = NullStore(Tier.HOST, layout)
+        if budget.host_slots:
+            host = HostPool(backend, budget.host_slots, layout)
+            opened.append(host)
+        if settings.warm_up:
+            commit(backend, (arena, host))
+        disk: TierStore = NullStore(Tier.DISK, layout)
+        if budget.disk_bytes:
+            disk = DiskStore(settings.disk_path, budget.disk_bytes, layout, codec=codec)
+            opened.append(disk)
+        policy = make_policy(settings.memory.policy)
+        return MemoryManager(backend, arena, (host, disk), budget.ring_slots, policy, clock=clock)
+    except BaseException:
+        backend.close()
+        for store in opened:
+            store.close()
+        raise
 
 
-def _assemble(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings) -> Engine:
-    clock, limits, geometry = RealClock(), made.limits, made.geometry
+def _assemble(
+    model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings, clock: Clock
+) -> Engine:
+    limits, geometry = made.limits, made.geometry
     kvcache = KVCache(
         vm,
         geometry.block_tokens,

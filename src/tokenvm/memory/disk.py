@@ -84,7 +84,12 @@ class DiskStore:
     @property
     def high_water_bytes(self) -> int:
         """Bytes reserved on disk: slabs are never given back before `close`."""
-        return min(self._slabs * self.slab_pages, self.capacity) * self.layout.page_bytes
+        return self.ensured * self.layout.page_bytes
+
+    @property
+    def ensured(self) -> int:
+        """See `TierStore.ensured`."""
+        return min(self._slabs * self.slab_pages, self.capacity)
 
     def ensure(self, slots: int) -> None:
         """See `TierStore.ensure`: makes slabs as needed."""
