@@ -241,7 +241,7 @@ class LLM:
         """Raise what ended one of these requests; whoever steps for somebody else leaves it to them."""
         for collector in collectors:
             if collector.output.request_id in self._failures:
-                raise self._failures[collector.output.request_id]
+                raise self._failures.pop(collector.output.request_id)
 
     def _abort(self, collectors: Sequence[Collector]) -> None:
         for collector in collectors:
