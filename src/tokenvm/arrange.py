@@ -9,8 +9,8 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenvm.residency.ledger import Found
 from tokenvm.residency.sharing import runs_alone, runs_of
+from tokenvm.residency.unit import Found
 from tokenvm.schedule.plan import Span
 from tokenvm.stream import Reads
 from tokenvm.vm import MemoryManager

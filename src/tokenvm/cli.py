@@ -12,6 +12,7 @@ import typer
 
 from tokenvm import __version__
 from tokenvm.cli_bench import bench
+from tokenvm.cli_disk import disk
 from tokenvm.cli_options import (
     BlockTokens,
     Dtype,
@@ -40,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench, name="bench")
+app.add_typer(disk, name="disk")
 
 _INTERRUPTED = 130
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from tokenvm.config_values import check_keys, listed, megabytes, whole_number, yes_or_no
 from tokenvm.errors import ConfigError
-from tokenvm.sizes import format_size, parse_size
+from tokenvm.sizes import format_size, parse_duration, parse_size
 
 __all__ = [
     "MemoryConfig",
@@ -36,6 +36,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "prefetch_strategy": ("none", "sequential"),
     "compression": ("none", "bitpack", "lz4", "zstd"),
     "kv_cache_dtype": ("auto", "int8", "fp8"),
+    "nvme_flush": ("background", "none"),
 }
 _MB_VARIABLES: Final[Mapping[str, str]] = {
     "vram_limit": "TOKENVM_GPU_MB",
@@ -45,6 +46,9 @@ _MB_VARIABLES: Final[Mapping[str, str]] = {
 }
 _OTHER_FIELDS: Final = (
     "nvme_path",
+    "nvme_ttl",
+    "nvme_flush",
+    "nvme_read_only",
     "block_tokens",
     "policy",
     "prefetch_strategy",
@@ -85,9 +89,16 @@ class MemoryConfig(BaseModel):
     host_memory: int | Auto = "auto"
     """Bytes of the host tier; auto is off on a CPU."""
     nvme_path: str = "auto"
-    """Folder of the disk tier; auto is one in the cache folder. Its files have no name and vanish with the process."""
+    """Folder of the disk tier. One that is named keeps its pages for the next process: they can reveal prompts. auto is
+    one in the cache folder, whose files have no name and vanish with the process."""
     nvme_limit: int | Auto = "auto"
-    """Bytes of the disk tier."""
+    """Bytes of the disk tier: of all its files together."""
+    nvme_ttl: int | Auto = "auto"
+    """Seconds, or text like "7d", after which a page in a named folder is let go of; auto is never."""
+    nvme_flush: str = "background"
+    """What kept pages survive: background, also the loss of power; none, the end of the process alone."""
+    nvme_read_only: bool = False
+    """Read the pages that another process keeps in the named folder, and write none."""
     block_tokens: int | Auto = "auto"
     """Tokens of a page, a multiple of 16 up to 256; auto follows from the model's geometry."""
     page_size: int | Auto = "auto"
@@ -119,6 +130,9 @@ class MemoryConfig(BaseModel):
             host_memory: int | str = "auto",
             nvme_path: str | Path = "auto",
             nvme_limit: int | str = "auto",
+            nvme_ttl: int | str = "auto",
+            nvme_flush: str = "background",
+            nvme_read_only: bool = False,
             block_tokens: int | Auto = "auto",
             page_size: int | str = "auto",
             policy: str = "lru",
@@ -149,23 +163,33 @@ class MemoryConfig(BaseModel):
     @classmethod
     def _count(cls, value: object, info: ValidationInfo) -> int | Auto:
         name = str(info.field_name)
-        return "auto" if value == "auto" else _whole(value, name, _COUNTS[name])
+        return "auto" if value == "auto" else whole_number(value, name, _COUNTS[name])
 
     @field_validator("overlap_streams", mode="before")
     @classmethod
     def _streams(cls, value: object) -> int | Auto:
-        if value != "auto" and _whole(value, "overlap_streams", 0) != 0:
+        if value != "auto" and whole_number(value, "overlap_streams", 0) != 0:
             raise ConfigError(
                 f'overlap_streams={value!r} needs a GPU, which this version does not use: use "auto" or 0'
             )
         return "auto" if value == "auto" else 0
+
+    @field_validator("nvme_ttl", mode="before")
+    @classmethod
+    def _duration(cls, value: object) -> int | Auto:
+        return "auto" if value == "auto" else parse_duration(value, "nvme_ttl")
+
+    @field_validator("nvme_read_only", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> bool:
+        return yes_or_no(value, "nvme_read_only")
 
     @field_validator(*_CHOICES, mode="before")
     @classmethod
     def _choice(cls, value: object, info: ValidationInfo) -> str:
         name = str(info.field_name)
         if not isinstance(value, str) or value not in _CHOICES[name]:
-            raise ConfigError(f"{name}={value!r} is not available: use {_listed(_CHOICES[name])}")
+            raise ConfigError(f"{name}={value!r} is not available: use {listed(_CHOICES[name])}")
         return value
 
     @field_validator("nvme_path", mode="before")
@@ -255,28 +279,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return memory
 
 
-def check_keys(given: Iterable[object], known: Iterable[str], what: str) -> None:
-    """Raise ConfigError for the first key that is not known, naming the nearest known one."""
-    names = list(known)
-    for key in given:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
-            raise ConfigError(f"unknown {what} {str(key)!r}: {hint}")
-
-
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """Field → value for the variables that are set and not empty."""
     found = {name: environ[variable] for name, variable in VARIABLES.items() if environ.get(variable)}
-    return {name: _megabytes(name, text) if name in _MB_VARIABLES else text for name, text in found.items()}
-
-
-def _megabytes(name: str, text: str) -> str:
-    if not text.strip().replace(".", "", 1).isdecimal():
-        raise ConfigError(
-            f"{VARIABLES[name]}={text!r} is not a number of megabytes: set {VARIABLES[name]}=64"
-        )
-    return f"{text.strip()}MB"
+    return {
+        name: megabytes(VARIABLES[name], text) if name in _MB_VARIABLES else text
+        for name, text in found.items()
+    }
 
 
 def _make_way(given: Mapping[str, Any], values: dict[str, Any], sources: dict[str, str]) -> None:
@@ -285,16 +294,3 @@ def _make_way(given: Mapping[str, Any], values: dict[str, Any], sources: dict[st
         if given.get(name, "auto") != "auto" and other in values and other not in given:
             del values[other]
             sources[other] = "default"
-
-
-def _whole(value: object, name: str, smallest: int) -> int:
-    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-    if isinstance(number, bool) or not isinstance(number, int) or number < smallest:
-        raise ConfigError(
-            f'{name}={value!r} is not a whole number of at least {smallest}: use one, or "auto"'
-        )
-    return number
-
-
-def _listed(choices: tuple[str, ...]) -> str:
-    return " or ".join(f'"{choice}"' for choice in choices)

@@ -171,7 +171,7 @@ class LLM:
         return self.engine.stats()
 
     def close(self) -> None:
-        """Stop all copies and free every tier; what lay on disk is gone. Idempotent."""
+        """Stop all copies and free every tier; what lay on disk is gone, unless `nvme_path` was named. Idempotent."""
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -257,7 +257,7 @@ def make_settings(memory: MemoryConfig | None = None, **numbers: Any) -> Setting
     config = resolve(arguments, os.environ, read_config_file(config_path(os.environ))).config
     path = config.nvme_path
     folder = default_cache_dir(os.environ) / "kv" if path == "auto" else Path(path)
-    return Settings(config, folder, **numbers)
+    return Settings(config, folder, keep_pages=path != "auto", **numbers)
 
 
 @contextmanager

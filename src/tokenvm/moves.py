@@ -37,6 +37,7 @@ class Moves:
         self._sweep = sweep
         self.ended = 0  # transfers
         self._flying: list[Transfer] = []
+        self._lowered: list[UnitId] = []  # whose copies on disk have landed since last drained
         self._along: tuple[Transfer, AlongBatch] | None = None  # what this step writes while it fills it
         self._unsure: tuple[Move, ...] = ()  # its moves: their pages may never be committed
 
@@ -117,6 +118,11 @@ class Moves:
             if any(move.unit in wanted for move in transfer.moves):
                 self._finish(transfer)
 
+    def drain_lowered(self) -> list[UnitId]:
+        """Return the units whose copies on disk have landed since last asked; they may be gone again."""
+        lowered, self._lowered = self._lowered, []
+        return lowered
+
     def _finish(self, transfer: Transfer) -> None:
         """Wait for a transfer and enter its outcome; may be done again after an interrupt in the middle."""
         failed = set(transfer.failed)
@@ -130,6 +136,8 @@ class Moves:
             came = move.target is Tier.DEVICE and self._ledger.owners(move.unit) > 0
             self._ledger.land(move)
             self._watch.moved(move, failed=False)
+            if move.target is Tier.DISK:
+                self._lowered.append(move.unit)
             if came:
                 self._policy.insert(move.unit)
         self._flying.remove(transfer)

@@ -78,6 +78,12 @@ class Room:
             gone = True
         return gone
 
+    def make_on_disk(self, slots: int) -> None:
+        """Let go of idle pages that lie on disk, at most `slots`, until as many slots are free there."""
+        for _ in range(slots - self._ledger.free(Tier.DISK)):
+            if not self._let_go(lambda unit: self._ledger.resident(unit, Tier.DISK)):
+                return
+
     def idle_to_write(self, running: Sequence[Pages]) -> list[UnitId]:
         """Return idle pages without a copy below, in the order they leave, once three quarters of the device are taken.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from tokenvm.open_pages import OpenPages
 from tokenvm.pauses import Pauses
@@ -107,6 +108,14 @@ class Sequences:
     def prefix_stats(self) -> PrefixStats:
         """What was found, in tokens. `vm.room.reclaimed_pages` were let go of."""
         return self._prefixes.stats
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What outlives the process, and what a process before this one left, as plain values."""
+        counts = self.vm.keeping.register.as_dict()
+        if "warm_pages" in counts:
+            counts["warm_tokens"] = counts["warm_pages"] * self.block_tokens
+        return counts
 
     def forget_prefixes(self) -> None:
         """Let go of every page that no sequence owns; none that is owned now will outlive its sequences."""

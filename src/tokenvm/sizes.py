@@ -1,4 +1,4 @@
-"""Sizes as people write them, "24GB" or "512MiB", and as programs need them, bytes."""
+"""Sizes and durations as people write them, "24GB" or "7d", and as programs need them, bytes and seconds."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _UNITS: Final[Mapping[str, int]] = {
     "gib": 2**30,
     "tib": 2**40,
 }
+_SECONDS: Final[Mapping[str, int]] = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 _LARGEST: Final = 2**62
 
@@ -39,6 +40,23 @@ def parse_size(value: object, name: str = "size") -> int:
     if not 0 <= size <= _LARGEST:
         raise ConfigError(f'{name}={value!r} is out of range: write a size from 0 to 4 EiB, like "24GB"')
     return size
+
+
+def parse_duration(value: object, name: str) -> int:
+    """Turn "45s", "30min", "12h", "7d", "2w" or a number of seconds into whole seconds, at least 1.
+
+    Raises ConfigError that names `name`.
+    """
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found and found[2].lower() in _SECONDS:
+        seconds = _exactly(found[1], _SECONDS[found[2].lower()])
+    elif isinstance(value, int) and not isinstance(value, bool):
+        seconds = value
+    else:
+        raise ConfigError(f'{name}={value!r} is not a duration: write it like "12h", "7d" or 3600')
+    if not 0 < seconds <= _LARGEST:
+        raise ConfigError(f'{name}={value!r} is out of range: write a duration of at least "1s"')
+    return seconds
 
 
 def format_size(size_bytes: int) -> str:

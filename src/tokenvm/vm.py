@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from tokenvm.clock import Clock
 from tokenvm.errors import StorageError
+from tokenvm.frozen import Frozen
+from tokenvm.keeping import Keeping
 from tokenvm.kernels.paging import copy
 from tokenvm.losses import Losses
 from tokenvm.memory.backend import DeviceBackend, Program, Ring, Status
 from tokenvm.memory.device import DeviceArena
+from tokenvm.memory.register import NullRegister, Register
 from tokenvm.memory.tier import TierStore
 from tokenvm.memory.transfer import TransferEngine
 from tokenvm.moves import Moves
@@ -43,6 +46,7 @@ class MemoryManager:
     `arena` is the device tier of `stores`. Without `ring_slots` nothing can be streamed. `policy` ranks sealed pages on
     the device, `keep_policy` indexed pages that nobody else owns, in whatever tier; least recently used if not given.
     With a `clock`, what fails below the device is answered as `Watch` says; without, it is a miss and nothing else.
+    `register` is what the disk keeps for the next process, nothing if not given.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class MemoryManager:
         policy: Policy,
         keep_policy: Policy | None = None,
         clock: Clock | None = None,
+        register: Register | None = None,
     ) -> None:
         self.backend = backend
         self.arena = arena
@@ -72,6 +77,8 @@ class MemoryManager:
         self.index = PrefixIndex(keep_policy or Lru())
         self.room = Room(self.ledger, policy, self.index, self._moves)
         self.losses = Losses(self.ledger, self.index, self.room, self._moves, self.watch, self._sweep)
+        self.keeping = Keeping(self.ledger, self.index, self.room, self._moves, register or NullRegister())
+        self.frozen = Frozen(self.ledger, policy, self._moves, self.make_room, self._bring_up)
         self._stuck: tuple[int, ...] = ()  # no idle page could leave at these versions
 
     def new_page(self, running: Sequence[Pages]) -> UnitId:
@@ -104,6 +111,7 @@ class MemoryManager:
         """Index a sealed page that a sequence owns, unless one with that key is kept: so it outlives the sequence."""
         if self.index.add(key, parent, unit):
             self.ledger.retain(unit)
+            self.keeping.named(unit)
 
     def forget_prefixes(self) -> None:
         """Let go of every indexed page."""
@@ -239,44 +247,14 @@ class MemoryManager:
         return self._transfers.moved_bytes
 
     def close(self) -> None:
-        """Stop all copies and give every byte back."""
-        self.backend.close()
-        for store in self._stores.values():
-            store.close()
-        self._ring_region.close()
-
-    def freeze(self, units: Sequence[UnitId]) -> None:
-        """Seal open pages for as long as nobody appends to them, so that they may leave the device."""
-        for unit in units:
-            if not self.ledger.sealed(unit):
-                self.seal(unit)
-
-    def thaw(self, units: Sequence[UnitId], running: Sequence[Pages]) -> Answer:
-        """Undo `freeze`: wait until the pages are on the device; other copies go. MISS if one did not come back.
-
-        Raises:
-            StorageError: there is no room for them on the device. It may be tried again.
-        """
-        frozen = [unit for unit in units if self.ledger.sealed(unit)]
-        self._moves.finish_of(frozen)
-        away = self._unseal(frozen)
-        if any(self.ledger.lost(unit) for unit in away):
-            return Answer.MISS
-        self.make_room(len(away), running)
-        self._bring_up(away, 0)
-        self._moves.finish_of(away)
-        return Answer.MISS if self._unseal(away) else Answer.HIT
-
-    def _unseal(self, units: Sequence[UnitId]) -> list[UnitId]:
-        """Open those that lie on the device, where nothing moves, and nowhere else from now on; return the others."""
-        here = [unit for unit in units if self.ledger.resident(unit, Tier.DEVICE)]
-        for unit in here:
-            for tier in (Tier.HOST, Tier.DISK):
-                if self.ledger.resident(unit, tier):
-                    self.ledger.drop(unit, tier)
-            self.ledger.unseal(unit)
-            self.policy.remove(unit)
-        return [unit for unit in units if self.ledger.sealed(unit)]
+        """Stop all copies and give every byte back; what is kept for the next process is written down before."""
+        try:
+            self.keeping.close()
+        finally:
+            self.backend.close()
+            for store in self._stores.values():
+                store.close()
+            self._ring_region.close()
 
     def _bring_up(self, units: Sequence[UnitId], keep_free: int) -> int:
         """Start copies to the device of as many pages as have a free slot there; return how many."""
@@ -294,7 +272,8 @@ class MemoryManager:
             _log.info("pages are not written behind: %s", error)
 
     def _sweep(self) -> None:
-        """Poison what was freed, before it can be taken again."""
+        """Tell the register what came and went on disk; poison what was freed, before it can be taken again."""
+        self.keeping.swept()
         freed = self.ledger.drain_freed()
         if freed and self.arena.poison:
             self.arena.freed(np.unique(freed))

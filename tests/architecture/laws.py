@@ -11,14 +11,14 @@ from pathlib import Path
 from source_tree import PACKAGE, Import, Module, functions
 
 ROWS: Mapping[int, tuple[str, ...]] = {
-    8: ("cli cli_bench cli_config cli_options bench",),
+    8: ("cli cli_bench cli_config cli_disk cli_options bench",),
     7: ("serve", "bridges", "llm async_llm engine_process"),
     6: ("engine collect outputs prompts stop_strings",),
     5: ("kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors"),
-    4: ("vm room losses moves watch",),
+    4: ("vm room losses moves watch frozen keeping",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
     2: ("kernels", "parallel", "residency"),
-    1: ("vocab errors config clock metrics sizes machine json_file",),
+    1: ("vocab errors config config_values clock metrics sizes machine json_file",),
     0: ("_native",),
 }
 """Row → its rooms. A room imports only lower rows; modules named together share a room."""
@@ -38,17 +38,17 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "transformers": ("bridges", "bench"),
     "fastapi": ("serve",),
     "prometheus_client": ("serve",),
-    "typer": ("cli", "cli_bench", "cli_config", "cli_options"),
+    "typer": ("cli", "cli_bench", "cli_config", "cli_disk", "cli_options"),
     "msgspec": ("engine_process",),
-    "rich": ("cli", "cli_bench", "cli_config", "bench", "serve", "bridges", "llm"),
+    "rich": ("cli", "cli_bench", "cli_config", "cli_disk", "bench", "serve", "bridges", "llm"),
     f"{PACKAGE}._native": ("kernels.native", "memory.cpu"),
 }
 """Package → the only rooms or modules that may import it."""
 
-SEE_MEMORY_AND_RESIDENCY = ("vm", "moves", "watch", "engine.launch")
+SEE_MEMORY_AND_RESIDENCY = ("vm", "moves", "watch", "keeping", "engine.launch", "engine.tiers")
 """Where decisions meet bytes, and where both are put together."""
 
-LAZY = ("", "cli", "cli_bench", "cli_config", "kernels", "models.fetch", "models.builtin")
+LAZY = ("", "cli", "cli_bench", "cli_config", "cli_disk", "kernels", "models.fetch", "models.builtin")
 """Modules and rooms that may import ours inside functions: to start quickly or to load what may be missing."""
 
 MAX_FILE_LINES = 300
@@ -187,7 +187,7 @@ def work_breaches(tree: list[Module]) -> list[str]:
     """List calls for their effect and reads of the environment at import time."""
     breaches = []
     for module in tree:
-        if room_name(module.name) in ("cli", "cli_bench", "__main__"):
+        if room_name(module.name) in ("cli", "cli_bench", "cli_disk", "__main__"):
             continue
         for node in _import_time(module.tree.body):
             effect = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)

@@ -116,8 +116,11 @@ def test_every_setting_but_page_size_has_an_environment_name() -> None:
         "TOKENVM_KV_CACHE_DTYPE",
         "TOKENVM_KV_MB",
         "TOKENVM_KV_TOKENS",
+        "TOKENVM_NVME_FLUSH",
         "TOKENVM_NVME_MB",
         "TOKENVM_NVME_PATH",
+        "TOKENVM_NVME_READ_ONLY",
+        "TOKENVM_NVME_TTL",
         "TOKENVM_OVERLAP_STREAMS",
         "TOKENVM_POLICY",
         "TOKENVM_PREFETCH_AHEAD",
@@ -146,6 +149,26 @@ def test_the_environment_is_read_as_text() -> None:
     }
     assert found.sources["nvme_limit"] == "default"
     assert found.sources["block_tokens"] == "environment TOKENVM_BLOCK_TOKENS"
+
+
+def test_pages_that_are_kept_have_an_age_a_flush_and_readers() -> None:
+    found = resolve({}, {"TOKENVM_NVME_TTL": "7d", "TOKENVM_NVME_READ_ONLY": "1"}, {"nvme_flush": "none"})
+    assert (found.config.nvme_ttl, found.config.nvme_read_only) == (604_800, True)
+    assert found.config.nvme_flush == "none"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"nvme_ttl": "soon"}, "write it like"),
+        ({"nvme_ttl": 0}, "at least"),
+        ({"nvme_flush": "always"}, '"background" or "none"'),
+        ({"nvme_read_only": "maybe"}, "neither true nor false"),
+    ],
+)
+def test_how_pages_are_kept_is_checked(given: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        MemoryConfig.model_validate(given)
 
 
 @pytest.mark.parametrize("text", ["64MB", "-1", "many", "1.2.3", "nan"])

@@ -17,6 +17,8 @@ from tokenvm.memory.cpu import CpuDevice
 from tokenvm.memory.device import DeviceArena
 from tokenvm.memory.disk import DiskStore
 from tokenvm.memory.host import HostPool
+from tokenvm.memory.kept_disk import Keep, KeptDiskStore
+from tokenvm.memory.kept_size import geometry_of_store, limit_for
 from tokenvm.memory.layout import ALIGNMENT_BYTES, PageLayout
 from tokenvm.memory.tier import NullStore, Places, TierStore
 from tokenvm.vocab import Answer, Tier
@@ -153,6 +155,14 @@ class TestDiskStoreOfSmallSlabs(StoreConformance):
 
     def make(self, device: CpuDevice, path: Path) -> TierStore:
         return DiskStore(path, PAGES * LAYOUT.page_bytes, LAYOUT, slab_pages=3)
+
+
+class TestKeptDiskStore(StoreConformance):
+    tier = Tier.DISK
+
+    def make(self, device: CpuDevice, path: Path) -> TierStore:
+        limit = limit_for(PAGES, geometry_of_store(LAYOUT))
+        return KeptDiskStore(path, limit, LAYOUT, Keep(bytes(16)), slab_pages=1)
 
 
 class TestNullStore(StoreConformance):

@@ -138,7 +138,9 @@ def open_subject(
 ) -> Subject:
     """Load a model to be measured, one sequence at a time."""
     loaded = load_model(resolve_model(model), dtype)
-    return Subject(model, loaded, make_settings(memory, max_num_seqs=1, threads=threads), lock)
+    settings = make_settings(memory, max_num_seqs=1, threads=threads)
+    # what was measured before is not found again
+    return Subject(model, loaded, dataclasses.replace(settings, keep_pages=False), lock)
 
 
 @contextmanager

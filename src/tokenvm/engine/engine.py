@@ -148,6 +148,7 @@ class Engine:
         """Return counters of tiers, moves and overlap as plain values."""
         return {
             **self.account.as_dict(),
+            "kept": self.kvcache.kept,
             "prefix_cache": self.kvcache.prefix_stats.as_dict(),
             "requests": {**self.scheduler.counts, "set_back": self._rescue.set_back_sequences},
         }
@@ -226,6 +227,7 @@ class Engine:
         self._release(events)
         if plan.spills:
             self.kvcache.write_behind()
+        self.kvcache.vm.keeping.tend()
         return tuple(events)
 
     def _release(self, events: Sequence[Event]) -> None:

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tokenvm.clock import Clock, RealClock
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import Budget, Needs, plan_budget
 from tokenvm.engine.compression import READ_BYTES, bounce_bytes, codec_of
+from tokenvm.engine.disk_tier import disk_pages, disk_room, keep_of
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.geometry import geometry_of, raw_slots
 from tokenvm.engine.runner import Runner, workspace_bytes
 from tokenvm.engine.startup import StartupPlan, plan_startup
-from tokenvm.engine.warm_up import commit, warm_up
-from tokenvm.errors import ConfigError, StorageError
+from tokenvm.engine.tiers import Disk, open_memory
+from tokenvm.engine.warm_up import warm_up
+from tokenvm.errors import ConfigError
 from tokenvm.kernels.native import NUMERICS_ID, set_threads
 from tokenvm.kernels.paging import PartGeometry
 from tokenvm.kvcache import KVCache
-from tokenvm.machine import free_disk_bytes, free_memory_bytes, usable_cores
+from tokenvm.machine import free_memory_bytes, usable_cores
 from tokenvm.memory.backend import DeviceBackend
-from tokenvm.memory.codec import Codec
 from tokenvm.memory.cpu import CpuDevice, crc32c
-from tokenvm.memory.device import DeviceArena
-from tokenvm.memory.disk import DiskStore
-from tokenvm.memory.host import HostPool
+from tokenvm.memory.kept_size import geometry_of_store
 from tokenvm.memory.layout import PageLayout
-from tokenvm.memory.tier import NullStore, TierStore
 from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.open_pages import OpenPages, passing_bytes
 from tokenvm.residency.policy.registry import make_policy
@@ -45,7 +43,8 @@ DEFAULT_MAX_TOKENS_PER_FORWARD = 512
 class Settings:
     """What an engine is asked to be. None means: the model's or this module's default.
 
-    With `warm_up` it takes all its memory before it stands, so that no later step can run out of it.
+    With `warm_up` it takes all its memory before it stands, so that no later step can run out of it. With `keep_pages`
+    the pages in `disk_path` outlive it, and those that are there are found.
     """
 
     memory: MemoryConfig
@@ -60,6 +59,7 @@ class Settings:
     enable_prefix_caching: bool = True
     shared_attention: bool = True
     warm_up: bool = False
+    keep_pages: bool = False
 
 
 def needs_of(model: LoadedModel, settings: Settings) -> tuple[Needs, PartGeometry]:
@@ -92,11 +92,10 @@ def build_engine(
     made = _prepare(model, settings, free_memory_bytes())
     set_threads(made.limits.threads)
     device = backend or CpuDevice(_reads_in_flight(settings.memory), READ_BYTES)
-    clock = clock or RealClock()
-    codec = codec_of(settings.memory, made.geometry, made.layout)
-    vm = _memory(device, made.layout, made.budget, settings, codec, clock)
+    clock, named = clock or RealClock(), fingerprint(model, made.geometry)
+    vm = _memory(device, made, settings, named, clock)
     try:
-        return _assemble(model, vm, made, settings, clock)
+        return _assemble(model, vm, made, settings, named, clock)
     except BaseException:
         vm.close()
         raise
@@ -118,10 +117,14 @@ def _prepare(model: LoadedModel, settings: Settings, free_bytes: int) -> _Prepar
     geometry = geometry_of(model, settings.memory)
     layout = PageLayout(model.spec.layers, geometry.part_bytes)
     needs = _needs(model, layout, limits, geometry, settings.memory)
-    budget = plan_budget(settings.memory, needs, free_bytes, _disk_room(settings, layout.page_bytes))
+    keeps = _keeps(settings)
+    room = disk_room(settings.memory, settings.disk_path, layout.page_bytes, keeps=keeps)
+    budget = plan_budget(settings.memory, needs, free_bytes, room)
+    store = geometry_of_store(layout, codec_of(settings.memory, geometry, layout))
     dtype = str(model.weights.dtype).removeprefix("torch.")
     kv_format = dtype if geometry.kv_format == "raw" else geometry.kv_format
     plan = plan_startup(needs, budget, **asdict(limits), dtype=dtype, kv_format=kv_format)
+    plan = replace(plan, disk_pages=disk_pages(budget.disk_bytes, store, keeps=keeps))
     return _Prepared(limits, geometry, layout, budget, plan)
 
 
@@ -180,62 +183,41 @@ def _needs(
     )
 
 
-def _disk_room(settings: Settings, page_bytes: int) -> int:
-    """Return the free bytes below the disk tier's folder; StorageError if the user named it and nothing fits there."""
-    free = free_disk_bytes(settings.disk_path)
-    memory = settings.memory
-    if memory.nvme_path != "auto" and memory.nvme_limit != 0 and free < 2 * page_bytes:
-        raise StorageError(
-            f"there is no room for pages in {settings.disk_path} ({free} bytes free): "
-            "set nvme_path to a folder on another disk, or nvme_limit=0"
-        )
-    return free
-
-
 def _reads_in_flight(memory: MemoryConfig) -> int:
     return 4 if memory.prefetch_depth == "auto" else memory.prefetch_depth
 
 
+def _keeps(settings: Settings) -> bool:
+    """Whether pages outlive the engine: without prefix caching nobody would find them."""
+    keeps = settings.keep_pages and settings.enable_prefix_caching
+    if settings.memory.nvme_read_only and not keeps:
+        raise ConfigError(
+            "nvme_read_only reads the pages that another process keeps: set nvme_path to its folder"
+        )
+    return keeps
+
+
 def _memory(
-    backend: DeviceBackend,
-    layout: PageLayout,
-    budget: Budget,
-    settings: Settings,
-    codec: Codec,
-    clock: Clock,
+    backend: DeviceBackend, made: _Prepared, settings: Settings, fingerprint: bytes, clock: Clock
 ) -> MemoryManager:
+    layout, memory = made.layout, settings.memory
+    codec = codec_of(memory, made.geometry, layout)
     backend.use(codec)
-    opened: list[TierStore] = []
-    try:
-        arena = DeviceArena(backend, budget.device_slots, layout, poison=settings.poison)
-        opened.append(arena)
-        host: TierStore = NullStore(Tier.HOST, layout)
-        if budget.host_slots:
-            host = HostPool(backend, budget.host_slots, layout)
-            opened.append(host)
-        if settings.warm_up:
-            commit(backend, (arena, host))
-        disk: TierStore = NullStore(Tier.DISK, layout)
-        if budget.disk_bytes:
-            disk = DiskStore(settings.disk_path, budget.disk_bytes, layout, codec=codec)
-            opened.append(disk)
-        policy = make_policy(settings.memory.policy)
-        return MemoryManager(backend, arena, (host, disk), budget.ring_slots, policy, clock=clock)
-    except BaseException:
-        backend.close()
-        for store in opened:
-            store.close()
-        raise
+    keep = keep_of(memory, fingerprint) if _keeps(settings) else None
+    disk = Disk(settings.disk_path, made.budget.disk_bytes, codec, keep)
+    policy = make_policy(memory.policy)
+    extra = (settings.poison, settings.warm_up)
+    return open_memory(backend, layout, made.budget, disk, policy, clock, *extra)
 
 
 def _assemble(
-    model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings, clock: Clock
+    model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings, named: bytes, clock: Clock
 ) -> Engine:
     limits, geometry = made.limits, made.geometry
     kvcache = KVCache(
         vm,
         geometry.block_tokens,
-        fingerprint(model, geometry),
+        named,
         clock,
         prefetch_ahead=_layers_ahead(settings.memory),
         open_pages=OpenPages(vm, geometry, limits.max_tokens_per_forward) if geometry.lossy else None,
@@ -243,7 +225,7 @@ def _assemble(
         shared_attention=settings.shared_attention,
     )
     ledger = vm.ledger
-    lower = ledger.capacity(Tier.HOST) + ledger.capacity(Tier.DISK)
+    lower = ledger.capacity(Tier.HOST) + vm.keeping.capacity
     scheduler = Scheduler(
         Limits(
             max_num_seqs=limits.max_num_seqs,

@@ -1,4 +1,4 @@
-"""The disk tier: slabs of pages in private files that vanish with the process."""
+"""The disk tier: slabs of pages in private files that vanish with the process. `kept_disk.py` has those that stay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from tokenvm.errors import LimitTooSmall, StorageError
 from tokenvm.memory.codec import Codec, Identity
@@ -43,6 +43,7 @@ class DiskStore:
     every slot, where the ends of those are that did not fit. So a slot always holds a page, whatever its bytes.
     The last slab is smaller where the limit ends. Files have no name (mode 0600, directory 0700 when made
     here), so nothing is left behind even by a killed process; their space is reserved when they are made.
+    `high_water_bytes` are reserved on disk: slabs are never given back before `close`.
     `direct` asks for O_DIRECT; "auto" takes it where the directory can do it. Raises LimitTooSmall below one
     page, and StorageError where `path` cannot be written.
     """
@@ -64,17 +65,25 @@ class DiskStore:
                 f"type nvme_limit={layout.page_bytes} or more, or 0",
                 layout.page_bytes,
             )
+        capacity = limit_bytes // layout.page_bytes
+        self._set_up(
+            path, layout, codec, capacity, min(capacity, slab_pages or pages_of_slab(layout, capacity))
+        )
+        self.direct = self._open_directory(direct)
+
+    def _set_up(
+        self, path: Path, layout: PageLayout, codec: Codec | None, capacity: int, slab_pages: int
+    ) -> None:
         self.path = path
         self.layout = layout
-        self.capacity = limit_bytes // layout.page_bytes
-        shortest = max(1, LAYER_BYTES // layout.part_stride, -(-self.capacity // MOST_SLABS))
-        self.slab_pages = min(self.capacity, slab_pages or shortest)
+        self.capacity = capacity
+        self.slab_pages = slab_pages
         self.checksums = np.zeros((self.capacity, layout.layers), np.uint32)
         self.packed = np.zeros((self.capacity, layout.layers), np.uint8)
         self.far_bytes = (codec or Identity()).stored_bytes(layout.part_stride)
+        self.high_water_bytes = 0
         self._fds = np.full(-(-self.capacity // self.slab_pages), -1, np.int32)
-        self._slabs = 0
-        self.direct = self._open_directory(direct)
+        self._ready_slots = 0  # all slots below have space
 
     @property
     def packs(self) -> bool:
@@ -82,14 +91,9 @@ class DiskStore:
         return self.far_bytes < self.layout.part_stride
 
     @property
-    def high_water_bytes(self) -> int:
-        """Bytes reserved on disk: slabs are never given back before `close`."""
-        return self.ensured * self.layout.page_bytes
-
-    @property
     def ensured(self) -> int:
         """See `TierStore.ensured`."""
-        return min(self._slabs * self.slab_pages, self.capacity)
+        return self._ready_slots
 
     def ensure(self, slots: int) -> None:
         """See `TierStore.ensure`: makes slabs as needed."""
@@ -98,9 +102,12 @@ class DiskStore:
                 f"the disk tier holds {self.capacity} pages and {slots} are needed: "
                 f"raise nvme_limit to {slots * self.layout.page_bytes} bytes"
             )
-        while self._slabs * self.slab_pages < slots:
-            self._fds[self._slabs] = self._make_slab(self._pages_of(self._slabs))
-            self._slabs += 1
+        while self._ready_slots < slots:
+            slab = self._ready_slots // self.slab_pages
+            if self._fds[slab] < 0:
+                self._fds[slab] = self._make_slab(slab)
+                self.high_water_bytes += self._slab_bytes(slab)
+            self._ready_slots += self._pages_of(slab)
 
     def places(self, slots: ArrayLike, layer: ArrayLike) -> Places:
         """See `TierStore.places`."""
@@ -108,21 +115,30 @@ class DiskStore:
         slab = slot // self.slab_pages
         pages = np.minimum(self.slab_pages, self.capacity - slab * self.slab_pages)
         stride, far = self.layout.part_stride, self.far_bytes
-        run = np.asarray(layer, np.int64) * pages * stride
-        place = run + slot % self.slab_pages * far
-        tail = run + pages * far + slot % self.slab_pages * (stride - far)
+        place, tail = offsets_in_slab(slot % self.slab_pages, layer, pages, stride, far)
         kind, fd = np.zeros(place.shape, np.uint8), np.broadcast_to(self._fds[slab], place.shape)
         return Places(kind, fd, place.astype(np.uint64), tail.astype(np.uint64), far)
 
     def close(self) -> None:
         """See `TierStore.close`: the files vanish."""
-        for fd in self._fds[: self._slabs].tolist():
+        for fd in self._fds[self._fds >= 0].tolist():
             os.close(fd)
         self._fds[:] = -1
-        self._slabs = 0
+        self._ready_slots = 0
 
     def _pages_of(self, slab: int) -> int:
         return min(self.slab_pages, self.capacity - slab * self.slab_pages)
+
+    def _slab_bytes(self, slab: int) -> int:
+        return self._pages_of(slab) * self.layout.page_bytes
+
+    def _new_file(self, slab: int) -> int:
+        """Open a new file for a slab; OSError where that fails."""
+        return nameless_file(self.path)
+
+    def _give_up(self, slab: int, fd: int) -> None:
+        """The file could not be made as long as it has to be."""
+        os.close(fd)
 
     def _open_directory(self, direct: Direct) -> bool:
         try:
@@ -146,23 +162,24 @@ class DiskStore:
         _log.warning("%s does not do direct I/O: pages go through the page cache, which is slower", self.path)
         return False
 
-    def _make_slab(self, pages: int) -> int:
-        nbytes = pages * self.layout.page_bytes
+    def _make_slab(self, slab: int) -> int:
+        nbytes = self._slab_bytes(slab)
         fd = -1
         try:
-            fd = nameless_file(self.path)
+            fd = self._new_file(slab)
             os.posix_fallocate(fd, 0, nbytes)
-            if self.direct:
-                set_direct(fd)
-            else:
-                os.posix_fadvise(
-                    fd, 0, 0, os.POSIX_FADV_RANDOM
-                )  # the cache holds no more than what was asked for
+            self._set_mode(fd)
         except OSError as error:
             if fd >= 0:
-                os.close(fd)
+                self._give_up(slab, fd)
             raise self._no_slab(error, nbytes) from error
         return fd
+
+    def _set_mode(self, fd: int) -> None:
+        if self.direct:
+            set_direct(fd)
+        else:  # the cache holds no more than what was asked for
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def _no_slab(self, error: OSError, nbytes: int) -> StorageError:
         if advice := too_many_files(error):
@@ -177,6 +194,20 @@ class DiskStore:
             f"cannot reserve {nbytes} bytes in {self.path} "
             f"({error.strerror}; {free} bytes are free there): {advice}"
         )
+
+
+def offsets_in_slab(
+    slot: NDArray[np.int64], layer: ArrayLike, slab_pages: ArrayLike, stride: int, far: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Say where parts lie in a slab of `slab_pages`: the first `far` bytes, and the rest of those that need it."""
+    pages = np.asarray(slab_pages, np.int64)
+    run = np.asarray(layer, np.int64) * pages * stride
+    return run + slot * far, run + pages * far + slot * (stride - far)
+
+
+def pages_of_slab(layout: PageLayout, capacity: int) -> int:
+    """Return how many pages a slab of a store of so many pages has, if nobody says."""
+    return min(capacity, max(1, LAYER_BYTES // layout.part_stride, -(-capacity // MOST_SLABS)))
 
 
 def too_many_files(error: OSError) -> str:
@@ -208,11 +239,12 @@ def set_direct(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
 
 
-def direct_works(fd: int) -> bool:
-    """Try one aligned direct write and read on an open file."""
+def direct_works(fd: int, writes: bool = True) -> bool:
+    """Try one aligned direct write, if it may, and read on an open file."""
     with mmap.mmap(-1, ALIGNMENT_BYTES) as block:
         try:
             set_direct(fd)
-            return os.pwrite(fd, block, 0) == ALIGNMENT_BYTES and os.preadv(fd, [block], 0) == ALIGNMENT_BYTES
+            written = not writes or os.pwrite(fd, block, 0) == ALIGNMENT_BYTES
+            return written and os.preadv(fd, [block], 0) == ALIGNMENT_BYTES
         except OSError:
             return False

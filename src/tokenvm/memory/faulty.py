@@ -60,9 +60,7 @@ class _Chance:
             self._spoil_row(int(copies.kind[row]), row, fd, checksum)
         return replace(copies, fd=fd, checksum=checksum)
 
-    def _spoil_row(
-        self, kind: int, row: int, fd: NDArray[np.int32], checksum: NDArray[np.uint32]
-    ) -> None:
+    def _spoil_row(self, kind: int, row: int, fd: NDArray[np.int32], checksum: NDArray[np.uint32]) -> None:
         if kind == Kind.COPY_IN and "checksum" in self._faults:
             checksum[row] ^= 1
             self.counts["checksum"] += 1

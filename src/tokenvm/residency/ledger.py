@@ -6,43 +6,11 @@ was found damaged and said to be lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tokenvm.residency.slots import SlotPool
+from tokenvm.residency.unit import Copy, Found, Unit, check_unit
 from tokenvm.vocab import Answer, Home, Move, SlotId, Tier, UnitId
-
-
-@dataclass(slots=True)
-class Copy:
-    """One unit's bytes in one tier. `arriving` until they are whole; `sources` moves read from it now."""
-
-    slot: SlotId
-    arriving: bool = False
-    sources: int = 0
-
-
-@dataclass(slots=True)
-class Unit:
-    """What is known of one unit. `references` owners need it; `pins` hold its device copy in place."""
-
-    home: Home
-    copies: dict[Tier, Copy] = field(default_factory=dict)
-    references: int = 1
-    pins: int = 0
-    sealed: bool = False
-    lost: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Where the fastest whole copy of a unit lies. HIT; IN_FLIGHT if the only copy is arriving; MISS if lost:
-    then tier and slot mean nothing.
-    """
-
-    answer: Answer
-    tier: Tier
-    slot: SlotId
 
 
 class Ledger:
@@ -52,7 +20,7 @@ class Ledger:
         self._pools = {tier: SlotPool(capacity.get(tier, 0)) for tier in Tier}
         self._units: dict[UnitId, Unit] = {}
         self._next = 0
-        self._freed: list[SlotId] = []
+        self._freed: dict[Tier, list[SlotId]] = {Tier.DEVICE: [], Tier.DISK: []}
         self.version = 0  # grows whenever the device gains or loses a whole copy
 
     def __contains__(self, unit: UnitId) -> bool:
@@ -65,6 +33,15 @@ class Ledger:
         self._units[unit] = Unit(home, {tier: Copy(self._pools[tier].take())})
         self.version += 1
         return unit
+
+    def restore(self, tier: Tier, slots: Sequence[SlotId], writable: bool = True) -> list[UnitId]:
+        """Bring sealed units to life that lie in these slots of a fresh tier. If not `writable`, nothing joins them."""
+        self._pools[tier].claim(slots, writable)
+        units = [UnitId(self._next + at) for at in range(len(slots))]
+        self._next += len(slots)
+        for unit, slot in zip(units, slots, strict=True):
+            self._units[unit] = Unit(Home.RECOMPUTE, {tier: Copy(slot)}, sealed=True)
+        return units
 
     def seal(self, unit: UnitId) -> None:
         """Say that the unit's bytes will never change again."""
@@ -244,9 +221,9 @@ class Ledger:
         """The most slots of a tier that were ever taken."""
         return self._pools[tier].high_water
 
-    def drain_freed(self) -> list[SlotId]:
-        """Device slots freed since last asked (they may have been taken again)."""
-        freed, self._freed = self._freed, []
+    def drain_freed(self, tier: Tier = Tier.DEVICE) -> list[SlotId]:
+        """Slots of device or disk freed since last asked (they may have been taken again)."""
+        freed, self._freed[tier] = self._freed[tier], []
         return freed
 
     def check(self) -> None:
@@ -257,7 +234,7 @@ class Ledger:
             assert len(slots) == pool.used <= pool.usable <= pool.capacity, f"{tier.name}: slots leaked"
             assert not pool.free_slots().intersection(slots), f"{tier.name}: a slot is free and taken"
         for name, unit in self._units.items():
-            _check_unit(name, unit)
+            check_unit(name, unit)
 
     def _end(self, move: Move) -> None:
         source = self._units[move.unit].copies[move.source]
@@ -267,9 +244,9 @@ class Ledger:
     def _forget(self, entry: Unit, tier: Tier) -> None:
         copy = entry.copies.pop(tier)
         self._pools[tier].give(copy.slot)
-        if tier is Tier.DEVICE:
-            self._freed.append(copy.slot)
-            self.version += 1
+        self.version += tier is Tier.DEVICE
+        if tier in self._freed:
+            self._freed[tier].append(copy.slot)
 
     def _bury(self, unit: UnitId) -> None:
         """Free what nobody owns any more, unless a move or a pin still needs it."""
@@ -281,16 +258,3 @@ class Ledger:
                 self._forget(entry, tier)
         if not entry.copies:
             del self._units[unit]
-
-
-def _check_unit(name: UnitId, unit: Unit) -> None:
-    whole = [copy for copy in unit.copies.values() if not copy.arriving]
-    assert whole or unit.lost, f"unit {name} is nowhere"
-    assert (
-        unit.references > 0 or unit.pins or len(whole) < len(unit.copies) or any(c.sources for c in whole)
-    ), f"unit {name} has no owner and no reason to stay"
-    if unit.pins:
-        held = any(tier is Tier.DEVICE and not copy.arriving for tier, copy in unit.copies.items())
-        assert held, f"unit {name} is pinned, but not on the device"
-    arriving = len(unit.copies) - len(whole)
-    assert sum(copy.sources for copy in unit.copies.values()) == arriving, f"unit {name}: moves do not add up"

@@ -54,6 +54,11 @@ class PrefixIndex:
             self._nodes[self._units[parent]].children[unit] = None
         return True
 
+    def name(self, unit: UnitId) -> tuple[PageKey, PageKey]:
+        """Return the key of a unit that is here, and that of the page before it."""
+        node = self._nodes[unit]
+        return node.key, node.parent
+
     def walk(self, keys: Iterable[PageKey]) -> list[UnitId]:
         """Return the units of the leading keys that are known."""
         found: list[UnitId] = []
@@ -106,6 +111,10 @@ class PrefixIndex:
     def is_idle(self, unit: UnitId) -> bool:
         """Whether the unit is here and nobody else owns it."""
         return unit in self._nodes and self._nodes[unit].idle
+
+    def idle_order(self) -> list[UnitId]:
+        """Return the idle pages, the first to go first."""
+        return self._policy.victims(len(self._nodes), lambda _: True)
 
     def first_to_go(self, allowed: Allowed) -> list[UnitId]:
         """Return the idle page to give up first, of those allowed, none if there is none; with all that go on from it.

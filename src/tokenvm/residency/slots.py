@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Collection
 
 from tokenvm.vocab import SlotId
 
@@ -22,6 +23,7 @@ class SlotPool:
         self.high_water = 0
         self.bound = capacity
         self.closed = False
+        self.writable = True
         self._fresh = 0  # slots at or above this were never taken
         self._returned: list[int] = []
         self._retired: deque[int] = deque()
@@ -29,7 +31,7 @@ class SlotPool:
     @property
     def free(self) -> int:
         """How many slots may be taken."""
-        if self.closed:
+        if self.closed or not self.writable:
             return 0
         if self.bound >= self.capacity:
             return self.capacity - self._fresh + len(self._returned)
@@ -60,6 +62,17 @@ class SlotPool:
             self._fresh += 1
         self.high_water = max(self.high_water, self.used)
         return SlotId(slot)
+
+    def claim(self, slots: Collection[SlotId], writable: bool) -> None:
+        """Take just these slots of a pool that has given none yet. If it is not `writable`, it never gives any."""
+        assert self._fresh == 0, "SlotPool.claim: slots were taken before"
+        taken = set(slots)
+        self._fresh = max(slots, default=-1) + 1
+        assert len(taken) == len(slots), "SlotPool.claim: a slot comes twice"
+        assert 0 <= min(slots, default=0) <= self._fresh <= self.capacity, "SlotPool.claim: a slot is outside"
+        self._returned = [slot for slot in range(self._fresh) if slot not in taken]
+        self.high_water = len(slots)
+        self.writable = writable
 
     def give(self, slot: SlotId) -> None:
         """Give a slot back."""
