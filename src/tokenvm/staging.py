@@ -21,8 +21,8 @@ class Staged:
     """One step's pages, ready to be attended layer by layer. Lent by `KVCache.stage`.
 
     `positions`, `offsets`: of each row, its position in its sequence and in its page. `lost`: sequences with a page
-    that turned out damaged, each with the tokens that stay valid; `unread`: how many such pages,
-    by tier. `waits`: (begin, end) seconds spent waiting.
+    that turned out damaged, each with the tokens that stay valid; `unread`: how many such pages, or
+    pages that came too late, by tier. `waits`: (begin, end) seconds spent waiting.
     `own`: under a lossy KV format, where the rows' own pages lie raw; the rounds show what is quantised.
     """
 
@@ -118,6 +118,7 @@ class Staged:
         ended_s = self._clock.now_s()
         self.waits.append((started_s, ended_s))
         if ended_s - started_s > SLOW_S:
+            self.unread |= self._layout.tiers
             self._vm.watch.slow(tier for tier, pages in self._layout.tiers.items() if pages)
         if answer is not Answer.HIT:
             self._note_lost(self._failed_again(begin, end) - np.uint64(layer_begin))

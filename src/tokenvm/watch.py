@@ -216,7 +216,7 @@ class Watch:
         self._faults[tier][fault] += 1
         if self._faults[tier][fault] == 1:
             _log.warning(
-                "%s tier: %s. What was there is computed again; from now on such faults are only counted",
+                "%s tier: %s. No token is wrong because of it; from now on such faults are only counted, in stats()",
                 tier.name.lower(),
                 fault.value.replace("_", " "),
             )
