@@ -110,7 +110,7 @@ class Admission:
         self._limits = limits
 
     def over_promised(self) -> list[Sequence]:
-        """Return who has to be set back so that the pages of those left fit: the last of all first, never the first."""
+        """Return who has to be set back so that the pages of those left fit: who comes last, never the first."""
         owners, limits = self.owners(), self._limits
         left = len(owners)
         while left > 1 and sum(one.most_pages for one in owners[:left]) > limits.most_pages(left):
