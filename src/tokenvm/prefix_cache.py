@@ -22,8 +22,9 @@ _ROUNDS = 3
 class Prompt:
     """An announced sequence. `keys` are those of all whole pages of the prompt that do not hold its last token.
 
-    `found` is the last match. `rounds` it may still wait for copies, `trust` steps it may still say it is about to
-    begin; `claims`: it says so in this step. `wants` pages on the device, and `kept` says that it shares its own.
+    `found` is the last match, `lay` the tier in which each of its pages was first met. `rounds` it may still wait for
+    copies, `trust` steps it may still say it is about to begin; `claims`: it says so in this step. `wants` pages on the
+    device, and `kept` says that it shares its own.
     """
 
     salt: bytes
@@ -31,6 +32,7 @@ class Prompt:
     tokens: int
     kept: bool = True
     found: list[UnitId] = field(default_factory=list)
+    lay: dict[UnitId, Tier] = field(default_factory=dict)
     cached_tokens: int = 0
     rounds: int = _ROUNDS
     trust: int = _ROUNDS
@@ -40,7 +42,9 @@ class Prompt:
 
 @dataclass(slots=True)
 class PrefixStats:
-    """Counters since birth. `asked_tokens` are those of prompts that began, `hit_tokens` those found, by tier."""
+    """Counters since birth. `asked_tokens` are those of prompts that began, `hit_tokens` those found, by the tier
+    in which they lay when they were first asked for.
+    """
 
     asked_tokens: int = 0
     hit_tokens: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))
@@ -111,6 +115,8 @@ class PrefixCache:
         if taken == len(units) and self._is_being_computed(seq, prompt, taken, resting):
             return Match(Answer.IN_FLIGHT, tuple(units))
         prompt.found = units[:taken]
+        for unit in prompt.found:
+            prompt.lay.setdefault(unit, self._vm.ledger.find(unit).tier)
         self._vm.index.touch(prompt.found)
         if self._waits_for_copies(prompt, resting):
             return Match(Answer.IN_FLIGHT, tuple(prompt.found))
@@ -131,7 +137,7 @@ class PrefixCache:
         self.stats.asked_tokens += prompt.tokens
         for unit in pages:
             self._vm.policy.touch(unit)
-            self.stats.hit_tokens[self._vm.ledger.find(unit).tier] += self._block_tokens
+            self.stats.hit_tokens[prompt.lay[unit]] += self._block_tokens
 
     def cached_tokens(self, seq: SeqId) -> int:
         """Return how many tokens a sequence that has begun was given."""

@@ -1,4 +1,4 @@
-"""A run that is ended early leaves nothing behind, however it is ended."""
+"""A run that names no folder for its pages leaves nothing behind, however it is ended."""
 
 import os
 import signal
@@ -19,9 +19,9 @@ def long_run(model_folder, tmp_path):
     """Start a run that goes on for a while; give it back once it computes, with its folder of pages."""
     words = tmp_path / "words.txt"
     words.write_text("some words " * 1000)
-    folder = tmp_path / "kv"
+    folder = tmp_path / "cache" / "kv"
     command = [sys.executable, "-m", "tokenvm", "run", "--model", str(model_folder), "--file", str(words)]
-    command += ["--prompt", "go", "--max-tokens", "9000", "--nvme-path", str(folder), "--block-tokens", "16"]
+    command += ["--prompt", "go", "--max-tokens", "9000", "--block-tokens", "16"]
     environ = os.environ | {
         "TOKENVM_CACHE": str(tmp_path / "cache"),
         "XDG_CONFIG_HOME": str(tmp_path / "config"),

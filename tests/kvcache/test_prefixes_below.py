@@ -26,7 +26,7 @@ def test_a_prefix_below_comes_to_the_device_while_its_sequence_waits(tmp_path: P
         seq = made.announce(1, text(0, 3.5))
         assert made.begin(seq) > 1
         assert len(made.kept(Tier.DEVICE)) == 3
-        assert made.kv.prefix_stats.hit_tokens[Tier.DEVICE] == 3 * BLOCK
+        assert made.kv.prefix_stats.hit_tokens[Tier.DISK] == 3 * BLOCK
         made.run(seq)
 
 

@@ -143,6 +143,14 @@ def with_memory(settings: Settings, memory: MemoryConfig) -> Settings:
     return replace(settings, memory=memory)
 
 
+def warmth(kept: dict[str, Any], folder: Path) -> str:
+    """Say how warm a start was, from the stats of an engine that found pages."""
+    return (
+        f"warm: {kept['warm_pages']:,} pages of {kept['warm_tokens']:,} tokens were in {folder}, "
+        f"found in {kept['warm_s']:.3f} s"
+    )
+
+
 def _run(
     title: str,
     model: LoadedModel,
@@ -153,6 +161,8 @@ def _run(
     screen: Screen,
 ) -> Outcome:
     with LLM.from_loaded(model, tokenizer, settings) as llm, screen.answering(title, len(ids)) as live:
+        if llm.stats()["kept"].get("warm_pages"):
+            screen.say(warmth(llm.stats()["kept"], settings.disk_path))
         stream = llm.stream(
             {"prompt_token_ids": ids}, params, on_step=lambda result: live.step(result, llm.stats())
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tokenvm.errors import StorageError
+from tokenvm.machine import free_disk_bytes
 from tokenvm.memory.codec import Codec
 from tokenvm.memory.disk import Direct, DiskStore, direct_works
 from tokenvm.memory.disk_register import DiskRegister, ReadRegister
@@ -83,6 +84,7 @@ class KeptDiskStore(DiskStore):
         self._geometry = geometry_of_store(layout, codec)
         self._lock: FolderLock | None = None
         self._files: IndexFiles | None = None
+        self._first = False  # nobody kept pages here before
         self._register: ReadRegister | None = None
         with self._undone(path):
             contents = self._take_over(path, limit_bytes, layout, slab_pages, codec)
@@ -187,7 +189,8 @@ class KeptDiskStore(DiskStore):
 
     def _start(self, contents: Contents, recovered: Recovered) -> PageJournal:
         """Write the first checkpoint of this process; from here on the journal goes on."""
-        if not any(contents.verdict is verdict for verdict in (Verdict.GOOD, Verdict.BLANK)):
+        self._first = contents.verdict is not Verdict.GOOD
+        if self._first:
             remove_index(self.path)
         keep = self._keep
         self._files = IndexFiles(
@@ -243,14 +246,17 @@ class KeptDiskStore(DiskStore):
         try:
             yield
         except BaseException as error:
+            with contextlib.suppress(OSError):
+                if self._first:
+                    remove_index(path)
             if hasattr(self, "_fds"):
                 self.close()
             elif self._lock is not None:
                 self._lock.release()
             if isinstance(error, OSError):
                 raise StorageError(
-                    f"cannot keep pages in {path} ({error.strerror or error}): free some space, or set nvme_path to "
-                    "a folder you own on a local disk"
+                    f"cannot keep pages in {path} ({error.strerror or error}; {free_disk_bytes(path)} bytes are free "
+                    "there): free some space, or set nvme_path to a folder you own on a local disk"
                 ) from error
             raise
 
