@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tokenvm.clock import Clock
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import MIN_RING_PARTS, RING_SHARE, Needs, plan_budget
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.launch import Settings, build_engine, needs_of
 from tokenvm.kernels.linear import PackedMatrix, pack
 from tokenvm.memory.backend import DeviceBackend
+from tokenvm.memory.retry import BACK_OFF_S
+from tokenvm.memory.sim_copy import SimCopy
 from tokenvm.models.context import EndWeights, LayerWeights
 from tokenvm.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
 from tokenvm.models.weights.pack import LoadedModel, ModelWeights
@@ -26,6 +29,8 @@ from tokenvm.vocab import Tier
 
 BLOCK_TOKENS = 16
 VOCAB_SIZE = 97
+ATTEMPTS = 2 + len(BACK_OFF_S)
+"""How often a part is read that is streamed: through the ring, then by itself, and as often again as it is retried."""
 MAX_STEPS = 2000
 """More than any test takes: an engine that makes no progress fails instead of hanging."""
 
@@ -122,6 +127,7 @@ def running(
     disk_pages: int = 64,
     backend: DeviceBackend | None = None,
     kv_cache_dtype: str = "auto",
+    clock: Clock | None = None,
     **more: object,
 ) -> Iterator[Engine]:
     """An engine with poisoned free slots, whose laws are checked at the end; no `device_pages`: room for all.
@@ -142,7 +148,7 @@ def running(
     numbers |= {name: value for name, value in more.items() if name in known}
     limits |= {name: value for name, value in more.items() if name not in known}
     settings = Settings(MemoryConfig.model_validate(limits), folder, poison=True, **numbers)
-    engine = build_engine(model, settings, backend)
+    engine = build_engine(model, settings, backend, clock)
     try:
         yield engine
         engine.kvcache.check()
@@ -204,6 +210,8 @@ def speak(
 def _hear(engine: Engine, said: dict[str, Said], shown: dict[int, bytes], deaf_to: Set[str]) -> None:
     result = engine.step()
     engine.kvcache.check()
+    for error in result.failures.values():
+        raise error
     for event in result.events:
         if event.request_id in deaf_to:
             continue
@@ -217,6 +225,20 @@ def _hear(engine: Engine, said: dict[str, Said], shown: dict[int, bytes], deaf_t
             one.tokens.append(event.token)
             one.logprobs.append((*choice.best, (choice.token, choice.logprob)))
             one.rows.append(shown[event.seq])
+
+
+class Lasting:
+    """For SimDevice.fail_when: a copy that `fails` fails at each attempt, as one of a bad sector does, then no more."""
+
+    def __init__(self, fails: Callable[[SimCopy], bool]) -> None:
+        self._fails = fails
+        self._left: dict[tuple[int, int, int], int] = {}
+
+    def __call__(self, copy: SimCopy) -> bool:
+        where = copy.kind, copy.fd, copy.place
+        left = self._left.get(where, 0) or (ATTEMPTS if self._fails(copy) else 0)
+        self._left[where] = max(0, left - 1)
+        return left > 0
 
 
 def used_slots(engine: Engine) -> list[int]:

@@ -147,13 +147,19 @@ nb::tuple take_batch(OwnedPool& pool, uint64_t batch) {
   return nb::make_tuple(to_numpy(std::move(status)), to_numpy(std::move(checksum)), to_numpy(std::move(packed)));
 }
 
-nb::ndarray<nb::numpy, uint64_t, nb::ndim<1>> failed_tickets(OwnedRing& ring, uint64_t begin, uint64_t end) {
-  std::vector<uint64_t> tickets;
+nb::tuple failed_tickets(OwnedRing& ring, uint64_t begin, uint64_t end) {
+  std::vector<Ring::Failure> failures;
   {
     const nb::gil_scoped_release unlocked;
-    tickets = ring.get().failed(begin, end);
+    failures = ring.get().failed(begin, end);
   }
-  return to_numpy(std::move(tickets));
+  std::vector<uint64_t> tickets;
+  std::vector<uint8_t> status;
+  for (const Ring::Failure& one : failures) {
+    tickets.push_back(one.ticket);
+    status.push_back(static_cast<uint8_t>(one.status));
+  }
+  return nb::make_tuple(to_numpy(std::move(tickets)), to_numpy(std::move(status)));
 }
 
 void* at(uint64_t address) { return reinterpret_cast<void*>(static_cast<uintptr_t>(address)); }

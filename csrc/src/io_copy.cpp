@@ -89,8 +89,22 @@ Status status_of(const Progress& progress, uint64_t nbytes) {
   if (progress.nbytes >= nbytes) return Status::kLanded;
   // An unaligned end of file under O_DIRECT: the first call is cut short, the next one is refused.
   if (progress.error == 0 || (progress.error == EINVAL && progress.nbytes > 0)) return Status::kShort;
-  const bool full = progress.error == ENOSPC || progress.error == EDQUOT || progress.error == EFBIG;
-  return full ? Status::kNoSpace : Status::kFailed;
+  switch (progress.error) {
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+      return Status::kNoSpace;
+    case EBADF:
+    case EROFS:
+    case EPERM:
+    case EACCES:
+    case ESTALE:
+    case ENODEV:
+    case ENXIO:
+      return Status::kGone;
+    default:
+      return Status::kFailed;
+  }
 }
 
 // A buffered file would fill the page cache with bytes that nobody reads twice from there. The cache drops whole folios

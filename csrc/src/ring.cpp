@@ -62,16 +62,16 @@ void Ring::release(uint64_t end) {
 }
 
 bool Ring::any_failed(uint64_t begin, uint64_t end) const {
-  return std::any_of(failures_.begin(), failures_.end(), [&](uint64_t t) { return begin <= t && t < end; });
+  return std::any_of(failures_.begin(), failures_.end(), [&](const Failure& one) { return begin <= one.ticket && one.ticket < end; });
 }
 
-std::vector<uint64_t> Ring::failed(uint64_t begin, uint64_t end) {
+std::vector<Ring::Failure> Ring::failed(uint64_t begin, uint64_t end) {
   const std::lock_guard<std::mutex> held(pool_.lock());
-  std::vector<uint64_t> tickets;
-  for (const uint64_t t : failures_)
-    if (begin <= t && t < end) tickets.push_back(t);
-  std::sort(tickets.begin(), tickets.end());
-  return tickets;
+  std::vector<Failure> found;
+  for (const Failure& one : failures_)
+    if (begin <= one.ticket && one.ticket < end) found.push_back(one);
+  std::sort(found.begin(), found.end(), [](const Failure& a, const Failure& b) { return a.ticket < b.ticket; });
+  return found;
 }
 
 void Ring::cancel() {
@@ -125,7 +125,7 @@ void Ring::finished(const Run& run) {
   for (size_t i = 0; i < run.outcomes.size(); ++i) {
     const uint64_t ticket = run.first + i;
     arrived_[ticket % slots_] = 1;
-    if (run.outcomes[i].status != Status::kLanded) failures_.push_back(ticket);
+    if (run.outcomes[i].status != Status::kLanded) failures_.push_back({ticket, run.outcomes[i].status});
   }
   while (failures_.size() > kMostFailures) failures_.pop_front();
   for (; landed_ < started_ && arrived_[landed_ % slots_]; ++landed_) arrived_[landed_ % slots_] = 0;

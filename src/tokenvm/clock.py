@@ -13,6 +13,10 @@ class Clock(Protocol):
         """Return seconds since an arbitrary fixed moment."""
         ...
 
+    def wait_until(self, moment_s: float) -> None:
+        """Return once `now_s` has reached `moment_s`."""
+        ...
+
 
 class RealClock:
     """The machine's monotonic clock, the one native timestamps use (CLOCK_MONOTONIC)."""
@@ -20,6 +24,11 @@ class RealClock:
     def now_s(self) -> float:
         """Return seconds since boot."""
         return time.monotonic()
+
+    def wait_until(self, moment_s: float) -> None:
+        """Sleep."""
+        while (left_s := moment_s - self.now_s()) > 0:
+            time.sleep(left_s)
 
 
 class FakeClock:
@@ -31,6 +40,10 @@ class FakeClock:
     def now_s(self) -> float:
         """Return the time it was last set to."""
         return self._now_s
+
+    def wait_until(self, moment_s: float) -> None:
+        """Move there at once."""
+        self._now_s = max(self._now_s, moment_s)
 
     def advance(self, seconds: float) -> None:
         """Move forward; time never runs backwards."""

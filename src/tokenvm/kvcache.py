@@ -114,6 +114,16 @@ class KVCache(Sequences):
             self._unwritten = True
             self._table.add_key(seq, self._prefixes.name(seq, unit, tokens))
 
+    def tend(self) -> None:
+        """Let time pass for the tiers below the device; what lies in one that cannot be read is given up.
+
+        Between steps. Sequences that own such a page are reported lost by the next `stage` that they are in.
+        """
+        for tier in self.vm.watch.tick():
+            self._forget_layout()
+            self.vm.end_along()
+            self.vm.losses.give_up(tier)
+
     def write_behind(self) -> None:
         """Start writing sealed pages down, so that their slots can be reused without waiting."""
         if self._unwritten:

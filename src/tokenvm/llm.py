@@ -17,7 +17,7 @@ from tokenvm.config import MemoryConfig, config_path, read_config_file, resolve
 from tokenvm.engine.engine import Engine, StepResult
 from tokenvm.engine.launch import Settings, build_engine
 from tokenvm.engine.startup import StartupPlan
-from tokenvm.errors import RequestError
+from tokenvm.errors import RequestError, TokenVMError
 from tokenvm.models.fetch import default_cache_dir, resolve_model
 from tokenvm.models.progress import Report, silent
 from tokenvm.models.weights.pack import LoadedModel
@@ -89,6 +89,7 @@ class LLM:
         self._clock = RealClock()
         self._requests = 0
         self._live: dict[SeqId, Collector] = {}  # of every sequence of a request that has not finished
+        self._failures: dict[str, TokenVMError] = {}  # of requests that a failing tier ended
 
     def generate(
         self,
@@ -107,7 +108,8 @@ class LLM:
         `sampling_params` is vLLM's name for `params`.
 
         Raises:
-            RequestError: a prompt or a parameter is not possible; then none has run.
+            RequestError: a prompt or a parameter is not possible; then none has run. StorageError: a tier fails, and
+                what is left of memory does not hold a request; all of them have ended then.
         """
         listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         fields = zip(
@@ -149,9 +151,11 @@ class LLM:
         try:
             while not collector.output.finished:
                 result = self._step()
+                self._raise_failure([collector])
                 if on_step is not None:
                     on_step(result)
                 yield from collector.drain()
+            self._raise_failure([collector])
             yield from collector.drain()  # what came while somebody else was stepping
         finally:
             if not collector.output.finished:
@@ -212,6 +216,7 @@ class LLM:
             done = 0
             while done < len(collectors):
                 self._step()
+                self._raise_failure(collectors)
                 done = sum(collector.output.finished for collector in collectors)
                 advance(done)
         except BaseException:
@@ -221,6 +226,7 @@ class LLM:
     def _step(self) -> StepResult:
         """Step for everybody who waits: streams and batches may be driven in turn."""
         result = self.engine.step()
+        self._failures |= result.failures
         now_s = self._clock.now_s()
         for seq, cached_tokens in result.begins.items():
             self._live[seq].begin(seq, cached_tokens, result.began_s)
@@ -235,8 +241,15 @@ class LLM:
             self._live.pop(seq, None)
         return result
 
+    def _raise_failure(self, collectors: Sequence[Collector]) -> None:
+        """Raise what ended one of these requests; whoever steps for somebody else leaves it to them."""
+        for collector in collectors:
+            if collector.output.request_id in self._failures:
+                raise self._failures.pop(collector.output.request_id)
+
     def _abort(self, collectors: Sequence[Collector]) -> None:
         for collector in collectors:
+            self._failures.pop(collector.output.request_id, None)
             for seq in collector.seqs:
                 self._live.pop(seq, None)
             self.engine.abort(collector.output.request_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tokenvm.errors import StorageError
 from tokenvm.memory.along import AlongBatch
@@ -11,16 +11,26 @@ from tokenvm.memory.transfer import Transfer, TransferEngine
 from tokenvm.residency.ledger import Ledger
 from tokenvm.residency.policy.base import Policy
 from tokenvm.vocab import Answer, Move, Tier, UnitId
+from tokenvm.watch import Watching
 
 _log = logging.getLogger("tokenvm.vm")
 
 
 class Moves:
-    """One owner. `policy` hears who came to the device; `sweep` is called when slots may have come free."""
+    """One owner. `policy` hears who came to the device; `sweep` is called when slots may have come free.
+
+    `watch` hears how each move ended.
+    """
 
     def __init__(
-        self, ledger: Ledger, transfers: TransferEngine, policy: Policy, sweep: Callable[[], None]
+        self,
+        ledger: Ledger,
+        transfers: TransferEngine,
+        policy: Policy,
+        sweep: Callable[[], None],
+        watch: Watching,
     ) -> None:
+        self._watch = watch
         self._ledger = ledger
         self._transfers = transfers
         self._policy = policy
@@ -40,9 +50,8 @@ class Moves:
             return
         try:
             self._flying.append(self._transfers.submit(moves, urgent))
-        except Exception:
-            for move in moves:
-                self._ledger.fail(move)
+        except Exception as error:
+            self._give_up(moves, error)
             raise
 
     def start_along(self, moves: list[Move]) -> None:
@@ -53,11 +62,17 @@ class Moves:
             self._along = self._transfers.submit_along(moves)
             self._unsure = tuple(moves)
         except Exception as error:
-            for move in moves:
-                self._ledger.fail(move)
+            self._give_up(moves, error)
             if not isinstance(error, StorageError):
                 raise
-            _log.warning("pages are not written while they fill: %s", error)
+            _log.info("pages are not written while they fill: %s", error)
+
+    def _give_up(self, moves: Sequence[Move], error: Exception) -> None:
+        """Nothing of these moves was started."""
+        for move in moves:
+            self._ledger.fail(move)
+        if isinstance(error, StorageError):
+            self._watch.out_of_space(move.target for move in moves)
 
     def filled(self, layer: int) -> None:
         """All that this step appends to the parts of a layer is there. A Ctrl-C in here strands slots until `close`."""
@@ -116,9 +131,11 @@ class Moves:
                 continue
             if move in failed:
                 self._ledger.fail(move)
+                self._watch.moved(move, failed=True)
                 continue
             came = move.target is Tier.DEVICE and self._ledger.owners(move.unit) > 0
             self._ledger.land(move)
+            self._watch.moved(move, failed=False)
             if move.target is Tier.DISK:
                 self._lowered.append(move.unit)
             if came:

@@ -29,7 +29,7 @@ class Pauses:
         """Let a sequence rest, that has no page beyond its committed tokens; start writing its pages down."""
         self.resting.add(seq)
         frozen = self._frozen(seq)
-        self._vm.freeze(frozen)
+        self._vm.frozen.freeze(frozen)
         self._vm.write_behind([self._table.pages(seq), frozen])
 
     def resume(self, seq: SeqId, running: Sequence[Pages]) -> None:
@@ -38,7 +38,7 @@ class Pauses:
         Raises:
             StorageError: there is no room on the device. The sequence rests on, and may be resumed later.
         """
-        if self._vm.thaw(self._frozen(seq), running) is Answer.MISS:
+        if self._vm.frozen.thaw(self._frozen(seq), running) is Answer.MISS:
             self._renew(seq, running)
         if self._open_pages is not None:
             self._open_pages.moved(self._table.open_page(seq), running)

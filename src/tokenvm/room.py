@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 
 from tokenvm.errors import StorageError
 from tokenvm.moves import Moves
+from tokenvm.residency.health import IN_A_ROW
 from tokenvm.residency.ledger import Ledger
 from tokenvm.residency.planner import (
     Pages,
@@ -20,7 +21,7 @@ from tokenvm.residency.policy.base import Policy
 from tokenvm.residency.prefix_index import PrefixIndex
 from tokenvm.vocab import Answer, Tier, UnitId
 
-_WRITE_ATTEMPTS = 3
+_WRITE_ATTEMPTS = 2 * IN_A_ROW  # by then a tier that fails is closed
 
 
 class Room:
@@ -108,6 +109,11 @@ class Room:
     def free_below(self) -> int:
         """Free slots below the device."""
         return self._ledger.free(Tier.HOST) + self._ledger.free(Tier.DISK)
+
+    @property
+    def usable_below(self) -> int:
+        """Slots below the device that are taken or may be, as the tiers are now."""
+        return sum(self._ledger.pool(tier).usable for tier in (Tier.HOST, Tier.DISK))
 
     def tier_below(self) -> Tier | None:
         """Return the fastest tier below the device that has a free slot."""
@@ -208,12 +214,14 @@ class Room:
     def _demote(self, unit: UnitId) -> None:
         """Start writing a page down; where the disk has less space than its limit says, where an idle page lies."""
         while True:
-            tier = self.tier_below()
+            free, tier = self.free_below, self.tier_below()
             if tier is None:
                 raise StorageError("host and disk tiers are full: raise nvme_limit or host_memory")
             try:
                 self._moves.start([self._ledger.begin(unit, Tier.DEVICE, tier)], urgent=True)
                 return
             except StorageError:
+                if 0 < self.free_below < free:
+                    continue  # there is space, but less than was believed
                 if self._index.is_idle(unit) or not self._let_go(self._lies_below):
                     raise

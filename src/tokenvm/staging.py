@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tokenvm.arrange import Layout, Owners, Round
 from tokenvm.clock import Clock
+from tokenvm.memory.faults import SLOW_S
 from tokenvm.open_pages import OwnPages
 from tokenvm.schedule.plan import Plan, Span
 from tokenvm.stream import Reads, Stream
@@ -20,7 +21,8 @@ class Staged:
     """One step's pages, ready to be attended layer by layer. Lent by `KVCache.stage`.
 
     `positions`, `offsets`: of each row, its position in its sequence and in its page. `lost`: sequences with a page
-    that turned out damaged, each with the tokens that stay valid. `waits`: (begin, end) seconds spent waiting.
+    that turned out damaged, each with the tokens that stay valid; `unread`: how many such pages, or
+    pages that came too late, by tier. `waits`: (begin, end) seconds spent waiting.
     `own`: under a lossy KV format, where the rows' own pages lie raw; the rounds show what is quantised.
     """
 
@@ -43,6 +45,7 @@ class Staged:
         self._parts = self._with_ring(layout)
         self._place_rows(plan.spans)
         self.lost = dict(layout.lost)
+        self.unread = dict.fromkeys(Tier, 0)
         self.waits: list[tuple[float, float]] = []
         self.own: OwnPages | None = None
 
@@ -83,15 +86,16 @@ class Staged:
         """
         self._vm.filled(layer)
         self._stream.reach(layer)
-        begin = self._first + layer * self._layout.streams
+        begin = released = self._first + layer * self._layout.streams
         parts = self._parts[layer]
         for chunk in self._layout.rounds:
             if chunk.landed:
-                self._wait(begin, begin + chunk.landed)
+                self._wait(begin, released, begin + chunk.landed)
             self._vm.backend.reading(parts[chunk.pages])
             yield chunk, parts
             if chunk.landed:
-                self._vm.ring.release(begin + chunk.landed)
+                released = begin + chunk.landed
+                self._vm.ring.release(released)
 
     def _with_ring(self, layout: Layout) -> NDArray[np.uint64]:
         """Return the addresses of all parts, [layers, P]; streamed ones are where this step's tickets land."""
@@ -113,12 +117,25 @@ class Staged:
         pages = np.repeat(self._layout.tails, counts) - behind
         self._targets = self._layout.parts.take(pages, axis=1)
 
-    def _wait(self, begin: int, end: int) -> None:
+    def _wait(self, layer_begin: int, begin: int, end: int) -> None:
         started_s = self._clock.now_s()
         answer = self._vm.ring.wait(end)
-        self.waits.append((started_s, self._clock.now_s()))
+        ended_s = self._clock.now_s()
+        self.waits.append((started_s, ended_s))
+        if ended_s - started_s > SLOW_S:
+            self.unread |= self._layout.tiers
+            self._vm.watch.slow(tier for tier, pages in self._layout.tiers.items() if pages)
         if answer is not Answer.HIT:
-            self._note_lost(self._vm.ring.failed(begin, end) - np.uint64(begin))
+            self._note_lost(self._failed_again(begin, end) - np.uint64(layer_begin))
+
+    def _failed_again(self, begin: int, end: int) -> NDArray[np.uint64]:
+        """Return the tickets whose parts cannot be read, after they were tried again; none has been released."""
+        ring, program = self._vm.ring, self._layout.reads.program
+        tickets, statuses = ring.failed(begin, end), ring.statuses(begin, end)
+        rows = program.rows((tickets - np.uint64(self._first)).astype(np.int64))
+        self._vm.watch.note(rows.kind, statuses)
+        addresses = np.concatenate([ring.addresses(t, t + 1) for t in tickets.tolist()])
+        return tickets[~self._vm.read_again(rows, addresses)]
 
     def _note_lost(self, ordinals: NDArray[np.uint64]) -> None:
         streamed = np.flatnonzero(self._layout.streamed)
@@ -127,4 +144,5 @@ class Staged:
             valid = owners.index * self._block_tokens
             for seq in owners.seqs:
                 self.lost[seq] = min(valid, self.lost.get(seq, valid))
-            self._vm.lose(self._layout.units[page])
+            for tier in self._vm.losses.lose(self._layout.units[page]):
+                self.unread[tier] += 1

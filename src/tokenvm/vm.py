@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenvm.clock import Clock
 from tokenvm.errors import StorageError
+from tokenvm.frozen import Frozen
 from tokenvm.keeping import Keeping
 from tokenvm.kernels.paging import copy
-from tokenvm.memory.backend import DeviceBackend, Program, Ring
+from tokenvm.losses import Losses
+from tokenvm.memory.backend import DeviceBackend, Program, Ring, Status
 from tokenvm.memory.device import DeviceArena
 from tokenvm.memory.register import NullRegister, Register
 from tokenvm.memory.tier import TierStore
@@ -32,6 +35,7 @@ from tokenvm.residency.prefix_index import PrefixIndex
 from tokenvm.residency.prefix_plan import Arrivals
 from tokenvm.room import Room
 from tokenvm.vocab import Answer, PageKey, Tier, UnitId
+from tokenvm.watch import NoWatch, Watch, Watching
 
 _log = logging.getLogger("tokenvm.vm")
 
@@ -41,6 +45,7 @@ class MemoryManager:
 
     `arena` is the device tier of `stores`. Without `ring_slots` nothing can be streamed. `policy` ranks sealed pages on
     the device, `keep_policy` indexed pages that nobody else owns, in whatever tier; least recently used if not given.
+    With a `clock`, what fails below the device is answered as `Watch` says; without, it is a miss and nothing else.
     `register` is what the disk keeps for the next process, nothing if not given.
     """
 
@@ -52,6 +57,7 @@ class MemoryManager:
         ring_slots: int,
         policy: Policy,
         keep_policy: Policy | None = None,
+        clock: Clock | None = None,
         register: Register | None = None,
     ) -> None:
         self.backend = backend
@@ -63,11 +69,16 @@ class MemoryManager:
         stride = self.layout.part_stride
         self._ring_region = backend.allocate(max(1, ring_slots) * stride)
         self.ring: Ring = backend.ring(self._ring_region.address, max(1, ring_slots), stride)
-        self._transfers = TransferEngine(backend, self._stores, self.ring)
-        self._moves = Moves(self.ledger, self._transfers, policy, self._sweep)
+        self.watch: Watching = NoWatch(backend)
+        if clock is not None:
+            self.watch = Watch(backend, self.ledger, self._stores, clock)
+        self._transfers = TransferEngine(backend, self._stores, self.ring, self.watch.copies)
+        self._moves = Moves(self.ledger, self._transfers, policy, self._sweep, self.watch)
         self.index = PrefixIndex(keep_policy or Lru())
         self.room = Room(self.ledger, policy, self.index, self._moves)
+        self.losses = Losses(self.ledger, self.index, self.room, self._moves, self.watch, self._sweep)
         self.keeping = Keeping(self.ledger, self.index, self.room, self._moves, register or NullRegister())
+        self.frozen = Frozen(self.ledger, policy, self._moves, self.make_room, self._bring_up)
         self._stuck: tuple[int, ...] = ()  # no idle page could leave at these versions
 
     def new_page(self, running: Sequence[Pages]) -> UnitId:
@@ -174,7 +185,12 @@ class MemoryManager:
         disk = self._stores.get(Tier.DISK)
         if disk is not None and disk.capacity:
             beyond_host = max(0, pages - self.ledger.capacity(Tier.HOST))
-            disk.ensure(min(disk.capacity, beyond_host))
+            try:
+                disk.ensure(min(disk.capacity, beyond_host))
+            except StorageError:
+                self.watch.out_of_space([Tier.DISK])
+                raise
+            self.watch.has_space(Tier.DISK)
 
     def settle(self) -> None:
         """Enter what has landed or failed meanwhile into the ledger."""
@@ -215,13 +231,9 @@ class MemoryManager:
         layers = np.arange(self.layout.layers)
         return self._transfers.program([f.tier for f in found], [f.slot for f in found], layers)
 
-    def lose(self, unit: UnitId) -> None:
-        """The copy that was streamed is damaged: give it up. A page that is lost with it is no prefix any more."""
-        self.finish_transfers()
-        streamed = next((tier for tier in (Tier.HOST, Tier.DISK) if self.ledger.resident(unit, tier)), None)
-        if streamed is not None and self.ledger.lose(unit, streamed) and unit in self.index:
-            self.room.forget(unit)
-            self._sweep()
+    def read_again(self, reads: Program, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Read parts whose tickets failed once more, to these addresses; return which have landed now."""
+        return np.equal(self._transfers.read_again(reads, addresses).status, Status.LANDED)
 
     def high_water_bytes(self, tier: Tier) -> int:
         """Return the most bytes a tier ever took: of pages in memory, of reserved files on disk."""
@@ -244,37 +256,6 @@ class MemoryManager:
                 store.close()
             self._ring_region.close()
 
-    def freeze(self, units: Sequence[UnitId]) -> None:
-        """Seal open pages for as long as nobody appends to them, so that they may leave the device."""
-        for unit in units:
-            if not self.ledger.sealed(unit):
-                self.seal(unit)
-
-    def thaw(self, units: Sequence[UnitId], running: Sequence[Pages]) -> Answer:
-        """Undo `freeze`: wait until the pages are on the device; other copies go. MISS if one did not come back.
-
-        Raises:
-            StorageError: there is no room for them on the device. It may be tried again.
-        """
-        frozen = [unit for unit in units if self.ledger.sealed(unit)]
-        self._moves.finish_of(frozen)
-        away = self._unseal(frozen)
-        self.make_room(len(away), running)
-        self._bring_up(away, 0)
-        self._moves.finish_of(away)
-        return Answer.MISS if self._unseal(away) else Answer.HIT
-
-    def _unseal(self, units: Sequence[UnitId]) -> list[UnitId]:
-        """Open those that lie on the device, where nothing moves, and nowhere else from now on; return the others."""
-        here = [unit for unit in units if self.ledger.resident(unit, Tier.DEVICE)]
-        for unit in here:
-            for tier in (Tier.HOST, Tier.DISK):
-                if self.ledger.resident(unit, tier):
-                    self.ledger.drop(unit, tier)
-            self.ledger.unseal(unit)
-            self.policy.remove(unit)
-        return [unit for unit in units if self.ledger.sealed(unit)]
-
     def _bring_up(self, units: Sequence[UnitId], keep_free: int) -> int:
         """Start copies to the device of as many pages as have a free slot there; return how many."""
         self._sweep()
@@ -288,7 +269,7 @@ class MemoryManager:
         try:
             self._moves.start([self.ledger.begin(unit, Tier.DEVICE, tier) for unit, tier in chosen])
         except StorageError as error:
-            _log.warning("pages are not written behind: %s", error)
+            _log.info("pages are not written behind: %s", error)
 
     def _sweep(self) -> None:
         """Tell the register what came and went on disk; poison what was freed, before it can be taken again."""

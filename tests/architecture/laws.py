@@ -16,7 +16,7 @@ ROWS: Mapping[int, tuple[str, ...]] = {
     7: ("bridges", "llm async_llm engine_process"),
     6: ("engine collect outputs prompts stop_strings",),
     5: ("borrowed", "kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors"),
-    4: ("vm room moves keeping",),
+    4: ("vm room losses moves watch frozen keeping",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
     2: ("kernels", "parallel", "residency"),
     1: ("vocab errors config config_values clock metrics sizes machine json_file",),
@@ -48,7 +48,7 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
 }
 """Package → the only rooms or modules that may import it."""
 
-SEE_MEMORY_AND_RESIDENCY = ("vm", "moves", "keeping", "engine.launch")
+SEE_MEMORY_AND_RESIDENCY = ("vm", "moves", "watch", "keeping", "engine.launch", "engine.tiers")
 """Where decisions meet bytes, and where both are put together."""
 
 LAZY = (

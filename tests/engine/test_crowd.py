@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from fixtures_engine import prompt, running, tiny_model
+from fixtures_engine import Lasting, prompt, running, tiny_model
 
 from tokenvm.engine.account import Account
 from tokenvm.engine.engine import Engine, StepResult
@@ -129,7 +129,7 @@ def run(seed: int, folder: Path) -> Counter[str]:
     """Let a crowd talk, compare every answer, and count what happened."""
     rng = random.Random(seed)
     device = SimDevice(seed)
-    device.fail_when(lambda copy: rng.random() < 0.01)
+    device.fail_when(Lasting(lambda copy: rng.random() < 0.01))
     pages = {"device_pages": rng.randint(6, 16), "host_pages": rng.choice([0, 3, 6]), "disk_pages": 24}
     sizes = {"max_num_seqs": rng.randint(4, 8), "max_tokens_per_forward": rng.choice([20, 64])}
     with running(MODEL, folder, backend=device, lookahead=seed % 5 > 0, **pages, **sizes) as engine:

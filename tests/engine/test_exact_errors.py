@@ -19,6 +19,7 @@ from fixtures_engine import (
     used_slots,
 )
 
+from tokenvm.clock import FakeClock
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import minimum_kv_bytes
 from tokenvm.engine.engine import Engine
@@ -163,11 +164,12 @@ def test_an_aborted_request_changes_nothing_for_others(at_step: int, tmp_path: P
 
 def test_a_disk_that_never_reads_back_what_was_written_is_an_error(tmp_path: Path) -> None:
     """Reading again and again would go on for ever."""
-    device, broken = SimDevice(0), [True]
+    device, clock, broken = SimDevice(0), FakeClock(), [True]
     device.fail_when(lambda copy: broken[0] and copy.kind is Kind.READ)
-    with running(tiny_model(), tmp_path, device_pages=3, backend=device) as engine:
-        with pytest.raises(StorageError, match="set nvme_path to another disk"):
+    with running(tiny_model(), tmp_path, device_pages=3, backend=device, clock=clock) as engine:
+        with pytest.raises(StorageError, match="check the disk below nvme_path"):
             speak(engine, PROMPTS, TOKENS)
+        assert engine.stats()["tiers"]["disk"]["faults"]["io_error"] > 0
         engine.kvcache.check()
         engine.abort("prompt-0")
         engine.abort("prompt-1")

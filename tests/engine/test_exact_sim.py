@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures_engine import Said, prompt, running, speak, tiny_model, used_slots
+from fixtures_engine import Lasting, Said, prompt, running, speak, tiny_model, used_slots
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenvm.clock import FakeClock
 from tokenvm.engine.engine import Engine
+from tokenvm.engine.rescue import PATIENCE_S
 from tokenvm.errors import StorageError
 from tokenvm.memory.backend import Kind
 from tokenvm.memory.sim import SimCopy, SimDevice
@@ -73,7 +75,7 @@ class Every:
 @pytest.mark.parametrize("seed", range(3))
 def test_reads_that_fail_now_and_then(seed: int, tmp_path: Path) -> None:
     device, failing = SimDevice(seed), Every(97, Kind.READ)
-    device.fail_when(failing)
+    device.fail_when(Lasting(failing))
     with running(tiny_model(), tmp_path, device_pages=5, backend=device) as engine:
         said = speak(engine, PROMPTS, TOKENS)
         assert engine.account.lost_pages > 0
@@ -85,7 +87,7 @@ def test_reads_that_fail_now_and_then(seed: int, tmp_path: Path) -> None:
 def test_writes_that_fail_now_and_then(seed: int, tmp_path: Path) -> None:
     """A page that could not be written stays on the device, and is written again before it leaves."""
     device, failing = SimDevice(seed), Every(11, Kind.WRITE)
-    device.fail_when(failing)
+    device.fail_when(Lasting(failing))
     with running(tiny_model(), tmp_path, device_pages=5, backend=device) as engine:
         assert speak(engine, PROMPTS, TOKENS) == roomy()
         assert engine.account.lost_pages == 0
@@ -95,7 +97,7 @@ def test_writes_that_fail_now_and_then(seed: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [Kind.COPY_IN, Kind.COPY_OUT])
 def test_host_copies_that_fail_now_and_then(kind: Kind, tmp_path: Path) -> None:
     device, failing = SimDevice(5), Every(13, kind)
-    device.fail_when(failing)
+    device.fail_when(Lasting(failing))
     with running(
         tiny_model(), tmp_path, device_pages=5, host_pages=64, disk_pages=0, backend=device
     ) as engine:
@@ -104,14 +106,18 @@ def test_host_copies_that_fail_now_and_then(kind: Kind, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_refuses_all_writes_is_an_error_and_then_works_again(tmp_path: Path) -> None:
-    device, broken = SimDevice(0), [True]
+    """Requests that need the disk wait for it, then fail by name; once it is tried again they are served."""
+    device, clock, broken = SimDevice(0), FakeClock(), [True]
     device.fail_when(lambda copy: broken[0] and copy.kind is Kind.WRITE)
-    with running(tiny_model(), tmp_path, device_pages=4, backend=device) as engine:
+    with running(tiny_model(), tmp_path, device_pages=4, backend=device, clock=clock) as engine:
         with pytest.raises(StorageError, match="check the disk below nvme_path"):
             speak(engine, PROMPTS, TOKENS)
+        assert clock.now_s() > PATIENCE_S
+        assert engine.stats()["tiers"]["disk"]["condition"] == "off"
         abort_all(engine)
         broken[0] = False
         assert speak(engine, PROMPTS, TOKENS) == roomy()
+        assert engine.stats()["tiers"]["disk"]["condition"] == "on"
         assert used_slots(engine) == [0, 0, 0]
 
 
@@ -145,8 +151,8 @@ def test_any_life_on_a_simulated_device(
     prompts = [prompt(length, seed=seed) for length in lengths]
     device = SimDevice(seed)
     if fail_every:
-        device.fail_when(Every(fail_every, Kind.READ))
-        device.fail_when(Every(fail_every, Kind.COPY_IN))
+        device.fail_when(Lasting(Every(fail_every, Kind.READ)))
+        device.fail_when(Lasting(Every(fail_every, Kind.COPY_IN)))
     limits = {"device_pages": device_pages, "host_pages": host_pages, "max_tokens_per_forward": chunk}
     with running(model, folder, backend=device, **limits) as engine:
         limited = speak(engine, prompts, TOKENS, every_steps=every_steps)

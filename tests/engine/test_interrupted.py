@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from fixtures_engine import BLOCK_TOKENS, greedy, page_bytes, prompt, tiny_model
+from fixtures_engine import BLOCK_TOKENS, greedy, page_bytes, prompt, running, speak, tiny_model, used_slots
 
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.fingerprint import fingerprint
 from tokenvm.engine.launch import Settings, build_engine, needs_of
-from tokenvm.errors import RequestError
+from tokenvm.errors import RequestError, StorageError
 from tokenvm.memory.sim import SimDevice
 from tokenvm.schedule.request import Request
 
@@ -108,3 +108,75 @@ def test_requests_are_promised_space_for_those_that_run_at_once(tmp_path):
         engine.abort(f"r{name}")
     assert engine.scheduler.most_pages == 0
     engine.close()
+
+
+@pytest.mark.parametrize("place", ["plan", "match", "begin", "end_round"])
+@pytest.mark.parametrize("abort", [False, True])
+def test_an_interrupt_between_decision_and_deed(tmp_path, monkeypatch, place, abort):
+    """What was planned and not carried out is planned anew; nobody is forgotten, and no token differs."""
+    prompts = [prompt(50 + 7 * number, seed=number) for number in range(6)]
+    with running(tiny_model(), tmp_path) as engine:
+        expected = [one.tokens for one in speak(engine, prompts, 8)]
+    with running(tiny_model(), tmp_path, device_pages=9, max_num_seqs=6) as engine:
+        kvcache = engine.kvcache
+        target, name = {
+            "plan": (engine.scheduler._admission, "turn"),
+            "begin": (kvcache._prefixes, "begin"),
+            "match": (kvcache._prefixes, "match"),
+            "end_round": (kvcache._prefixes, "end_round"),
+        }[place]
+        original, calls, stopped = getattr(target, name), iter(range(10**6)), 0
+
+        def interrupted(*given, **named):
+            answer = original(*given, **named)
+            if next(calls) % 3 == 1 and stopped < 4:
+                raise KeyboardInterrupt
+            return answer
+
+        monkeypatch.setattr(target, name, interrupted)
+        said = {f"r{number}": [] for number in range(6)}
+        for number, ids in enumerate(prompts):
+            engine.add(Request(f"r{number}", ids, greedy(8)))
+        for _ in range(200):
+            if not engine.has_work:
+                break
+            try:
+                result = engine.step()
+            except KeyboardInterrupt:
+                stopped += 1
+                if abort and stopped == 1:
+                    engine.abort("r3")
+                continue
+            for event in result.events:
+                if hasattr(event, "token") and event.seq in result.choices and not hasattr(event, "reason"):
+                    said[event.request_id].append(event.token)
+        assert not engine.has_work, "the engine makes no progress"
+        assert stopped > 0
+        for number in range(6):
+            if not abort or number != 3:
+                assert said[f"r{number}"] == expected[number]
+        monkeypatch.setattr(target, name, original)
+        assert used_slots(engine) == [0, 0, 0]
+
+
+def test_a_tier_that_cannot_be_opened_leaves_nothing_behind(tmp_path, monkeypatch):
+    opened, closed = [], []
+    allocate = SimDevice.allocate
+
+    def counted(self, nbytes):
+        opened.append(allocate(self, nbytes))
+        close = opened[-1].close
+        monkeypatch.setattr(opened[-1], "close", lambda: (closed.append(1), close()))
+        return opened[-1]
+
+    monkeypatch.setattr(SimDevice, "allocate", counted)
+    (tmp_path / "file").write_text("no folder")
+    model, device = tiny_model(), SimDevice(0)
+    page = page_bytes(model)
+    memory = MemoryConfig(
+        kv_limit=9 * page, host_memory=4 * page, nvme_limit=9 * page, block_tokens=BLOCK_TOKENS
+    )
+    with pytest.raises(StorageError, match="cannot write"):
+        build_engine(model, Settings(memory, tmp_path / "file", threads=1), device)
+    assert len(opened) == len(closed) == 2
+    assert device._world.closed

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fixtures_engine import (
     BLOCK_TOKENS,
+    Lasting,
     Said,
     assert_spilled,
     greedy,
@@ -145,7 +146,7 @@ def test_pages_that_are_lost_are_computed_again(seed: int, tmp_path: Path) -> No
         reads += copy.kind == 0
         return copy.kind == 0 and reads % 61 == 0
 
-    device.fail_when(now_and_then)
+    device.fail_when(Lasting(now_and_then))
     with running(tiny_model(), tmp_path, device_pages=6, backend=device, kv_cache_dtype="fp8") as engine:
         assert speak(engine, [prompt(length) for length in LENGTHS], TOKENS) == all_alone("fp8")
         assert engine.account.lost_pages > 0

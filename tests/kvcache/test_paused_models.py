@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fixtures_engine import prompt, running, speak, tiny_model
+from fixtures_engine import Lasting, prompt, running, speak, tiny_model
 
 from tokenvm.engine.engine import Engine
 from tokenvm.errors import StorageError
@@ -62,7 +62,7 @@ def test_open_pages_that_do_not_come_back_change_no_bit(kv_format: str, tmp_path
     def now_and_then(copy: SimCopy) -> bool:
         return copy.kind is Kind.READ and random.random() < 0.15
 
-    backend.fail_when(now_and_then)
+    backend.fail_when(Lasting(now_and_then))
     with running(model, tmp_path, device_pages=14, backend=backend, kv_cache_dtype=kv_format) as engine:
         fallen = []
         renew = engine.kvcache._pauses._renew

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -191,3 +192,16 @@ def test_who_waits_for_pages_of_the_paused_does_not_keep_them_from_running() -> 
     assert plan.resumes == (third,)
     assert set(counts(plan)) == {second, third}
     assert schedule.sequence(urgent).status is Status.WAITING
+
+
+def test_nobody_comes_back_where_every_place_is_taken() -> None:
+    schedule = misled(device_slots=15)
+    first, second, third = (add(schedule, name) for name in "abc")
+    run_until_pause(schedule)
+    admission = schedule._admission
+    admission.resize(replace(schedule.limits, max_num_seqs=2))
+    assert schedule.running == (first, second)
+    assert admission.bring_back() == []
+    assert schedule.running == (first, second)
+    admission.resize(schedule.limits)
+    assert [one.seq for one in admission.bring_back()] == [third]

@@ -19,6 +19,7 @@ enum class Status : uint8_t {
   kNoSpace = 4,  // ENOSPC, EDQUOT or EFBIG
   kFailed = 5,   // any other error of the device
   kDropped = 6,  // never started: the pool was closed
+  kGone = 7,     // the file cannot be used at all: closed, vanished, read-only
 };
 
 struct Copy {

@@ -32,8 +32,12 @@ class Ring : public WorkSource {
   // Gives back the slots of all tickets before `end`; throws if one has not landed. Earlier ends change nothing.
   void release(uint64_t end);
 
-  // Tickets of [begin, end) that failed, ascending. Kept until cancel(); at most the last 65,536.
-  std::vector<uint64_t> failed(uint64_t begin, uint64_t end);
+  struct Failure {
+    uint64_t ticket;
+    Status status;
+  };
+  // Tickets of [begin, end) that failed, ascending, and how. Kept until cancel(); at most the last 65,536.
+  std::vector<Failure> failed(uint64_t begin, uint64_t end);
 
   // Drops what has not started, waits for what is in flight, takes all credits back and forgets failures.
   void cancel();
@@ -54,7 +58,7 @@ class Ring : public WorkSource {
   const uint64_t base_, slots_, stride_, most_bytes_, most_copies_;
   std::deque<Copy> queue_;        // tickets [started_, submitted_)
   std::vector<uint8_t> arrived_;  // by slot, for tickets [landed_, started_)
-  std::deque<uint64_t> failures_;
+  std::deque<Failure> failures_;
   uint64_t released_ = 0, landed_ = 0, started_ = 0, submitted_ = 0;
   uint64_t wanted_ = 0;  // somebody waits, or waited, for the tickets before it
   uint64_t runs_in_flight_ = 0, cancels_ = 0;

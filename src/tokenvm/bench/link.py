@@ -6,9 +6,6 @@ link's copies cost the processor nothing.
 
 from __future__ import annotations
 
-import time
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,23 +25,6 @@ from tokenvm.memory.backend import (
 from tokenvm.memory.codec import Codec
 from tokenvm.metrics import union
 from tokenvm.vocab import Answer
-
-
-class PatientClock(Clock, Protocol):
-    """A clock that can be waited for."""
-
-    def wait_until(self, moment_s: float) -> None:
-        """Return once `now_s` has reached `moment_s`."""
-        ...
-
-
-class SleepingClock(RealClock):
-    """The machine's clock; to wait is to sleep."""
-
-    def wait_until(self, moment_s: float) -> None:
-        """See `PatientClock.wait_until`."""
-        while (left_s := moment_s - self.now_s()) > 0:
-            time.sleep(left_s)
 
 
 class Wire:
@@ -80,7 +60,7 @@ class Wire:
 class LinkedBatch:
     """A batch that has ended once the wire has carried it, too."""
 
-    def __init__(self, inner: Batch, clock: PatientClock, landed_s: float) -> None:
+    def __init__(self, inner: Batch, clock: Clock, landed_s: float) -> None:
         self._inner = inner
         self._clock = clock
         self._landed_s = landed_s
@@ -104,7 +84,7 @@ class LinkedBatch:
 class LinkedCopies:
     """Batches over a link: one wire inward, one outward."""
 
-    def __init__(self, inner: CopyEngine, wires: tuple[Wire, Wire], clock: PatientClock) -> None:
+    def __init__(self, inner: CopyEngine, wires: tuple[Wire, Wire], clock: Clock) -> None:
         self._inner = inner
         self._wires = wires
         self._clock = clock
@@ -124,7 +104,7 @@ class LinkedCopies:
 class LinkedRing:
     """A ring whose tickets cross the inward wire from the moment a slot is free for them."""
 
-    def __init__(self, inner: Ring, wire: Wire, clock: PatientClock) -> None:
+    def __init__(self, inner: Ring, wire: Wire, clock: Clock) -> None:
         self._inner = inner
         self._wire = wire
         self._clock = clock
@@ -176,6 +156,10 @@ class LinkedRing:
         """See `Ring.failed`."""
         return self._inner.failed(begin, end)
 
+    def statuses(self, begin: int, end: int) -> NDArray[np.uint8]:
+        """See `Ring.statuses`."""
+        return self._inner.statuses(begin, end)
+
     def cancel(self) -> None:
         """See `Ring.cancel`."""
         self._inner.cancel()
@@ -192,9 +176,9 @@ class LinkedRing:
 class LinkedDevice:
     """A device behind a link of `bytes_per_s` each way. Memory copies cross it; files are read as `inner` does it."""
 
-    def __init__(self, inner: DeviceBackend, bytes_per_s: float, clock: PatientClock | None = None) -> None:
+    def __init__(self, inner: DeviceBackend, bytes_per_s: float, clock: Clock | None = None) -> None:
         self._inner = inner
-        self._clock: PatientClock = clock or SleepingClock()
+        self._clock: Clock = clock or RealClock()
         self._wires = (Wire(bytes_per_s), Wire(bytes_per_s))
         self._copies = LinkedCopies(inner.copies(), self._wires, self._clock)
 

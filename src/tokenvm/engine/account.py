@@ -45,6 +45,7 @@ class Account:
         self.lost_pages += len(staged.lost)
         for tier, count in staged.tiers.items():
             self.hits[tier] += count
+            self._vm.watch.streamed(tier, count - staged.unread[tier])
         if not plan.decodes:
             self.prefill_tokens += plan.tokens
             self.prefill_s += end_s - begin_s
@@ -86,7 +87,7 @@ class Account:
             "ring_bytes": self._vm.ring.slots * self._vm.ring.stride,
         }
 
-    def _tier(self, tier: Tier, ledger: Ledger) -> dict[str, int]:
+    def _tier(self, tier: Tier, ledger: Ledger) -> dict[str, Any]:
         page = self._vm.layout.page_bytes
         seen = sum(self.hits.values()) + self.lost_pages
         faster = sum(count for other, count in self.hits.items() if other < tier)
@@ -96,6 +97,7 @@ class Account:
             "high_water_bytes": self._vm.high_water_bytes(tier),
             "hits": self.hits[tier],
             "misses": seen - faster - self.hits[tier],
+            **({} if tier is Tier.DEVICE else self._vm.watch.as_dict(tier)),
         }
 
 

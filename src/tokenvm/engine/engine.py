@@ -10,20 +10,18 @@ import torch
 
 from tokenvm.clock import Clock
 from tokenvm.engine.account import Account
+from tokenvm.engine.rescue import Rescue
 from tokenvm.engine.runner import Runner
 from tokenvm.engine.sampling.choice import Choice
 from tokenvm.engine.sampling.sampler import Sampler
 from tokenvm.engine.sampling.scoring import LogitRows, Scores, score
 from tokenvm.engine.startup import StartupPlan
-from tokenvm.errors import RequestError, StorageError
+from tokenvm.errors import RequestError, StorageError, TokenVMError
 from tokenvm.kvcache import KVCache
 from tokenvm.schedule.plan import Event, FinishedEvent, Plan
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.scheduler import Scheduler
 from tokenvm.vocab import SeqId
-
-MAX_FALLBACKS = 32
-"""How often in a row a sequence may lose a page before it gets its next token: more means that a tier is broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,8 @@ class StepResult:
     """What one step brought: events in order, the choice behind each token, and the pages it read.
 
     `scores` tell of prompt tokens. `begins` are the sequences that ran for the first time, each with the tokens of its
-    prompt whose KV was there already; the step began at `began_s` of the engine's clock.
+    prompt whose KV was there already; the step began at `began_s` of the engine's clock. `failures`: requests that a
+    tier's failure ended, each with its error.
     """
 
     events: tuple[Event, ...]
@@ -42,6 +41,7 @@ class StepResult:
     scores: dict[SeqId, Scores] = field(default_factory=dict)
     begins: dict[SeqId, int] = field(default_factory=dict)
     began_s: float = 0.0
+    failures: dict[str, TokenVMError] = field(default_factory=dict)
 
 
 class Engine:
@@ -67,7 +67,8 @@ class Engine:
         self._clock = clock
         self._sampler = Sampler(scheduler.limits.vocab_size, scheduler.limits.eos_token_ids, seed)
         self._closed = False
-        self._fallbacks: dict[SeqId, int] = {}  # of each sequence, since its last token
+        self._followed = True  # what was planned last was carried out
+        self._rescue = Rescue(scheduler, kvcache, clock)
         self._begun: dict[SeqId, int] = {}  # of those that began and were not told of: tokens that were found
 
     @property
@@ -79,12 +80,14 @@ class Engine:
         """Take a request; return its sequences in order.
 
         Raises:
-            RequestError: it can never run. StorageError: its pages have no space on disk. Nothing is kept then.
+            RequestError: it can never run. StorageError: its pages have no space on disk, and it cannot do without.
+                Nothing is kept then.
         """
         self._refuse_closed()
+        self._settle()
         seqs = self.scheduler.add(request)
         try:
-            self.kvcache.reserve(self.scheduler.most_pages)
+            self._reserve(request.request_id)
             for seq in seqs:
                 self.kvcache.announce(seq, request.prompt_token_ids, request.cache_salt)
         except BaseException:
@@ -96,14 +99,24 @@ class Engine:
         """Compute one step for every sequence that runs: plan, stage, run, sample, commit.
 
         Raises:
-            StorageError: a page cannot be written, or pages come back damaged again and again. Nothing of this step
-                was committed; it may be tried again, or the requests be aborted.
+            StorageError: there is no room for a page, and nobody who could give way. Nothing of this step was
+                committed; it may be tried again, or the requests be aborted.
         """
         self._refuse_closed()
-        self._refuse_broken_tier()
+        self._settle()
+        if failures := self._rescue.hopeless():
+            return self._fail(failures)
+        try:
+            return self._step()
+        except StorageError as error:
+            return self._fail(self._rescue.give_way(error))
+
+    def _step(self) -> StepResult:
         began_s = self._clock.now_s()
+        self._rescue.fit()
         plan = self._plan()
-        self._begun |= {seq: self.kvcache.cached_tokens(seq) for seq in plan.begins}
+        fresh = [seq for seq in plan.begins if not self._rescue.begun_before(seq)]
+        self._begun |= {seq: self.kvcache.cached_tokens(seq) for seq in fresh}
         if not plan.spans:
             return StepResult((), {}, 0)
         with self.kvcache.stage(plan) as staged:
@@ -119,12 +132,14 @@ class Engine:
 
     def abort(self, request_id: str) -> list[Event]:
         """End a request now; its pages are freed."""
+        self._settle()
         events = self.scheduler.abort(request_id)
         self._release(events)
         return events
 
     def stop(self, seq: SeqId) -> FinishedEvent:
         """End one sequence because its text said so."""
+        self._settle()
         event = self.scheduler.stop(seq)
         self._release([event])
         return event
@@ -135,7 +150,7 @@ class Engine:
             **self.account.as_dict(),
             "kept": self.kvcache.kept,
             "prefix_cache": self.kvcache.prefix_stats.as_dict(),
-            "requests": self.scheduler.counts,
+            "requests": {**self.scheduler.counts, "set_back": self._rescue.set_back_sequences},
         }
 
     def close(self) -> None:
@@ -146,9 +161,35 @@ class Engine:
 
     def _plan(self) -> Plan:
         """Decide what runs; let sequences begin, rest and come back; set those that share pages side by side."""
+        self._followed = False
         plan = self.scheduler.plan()
-        self.kvcache.follow(plan)
+        try:
+            self.kvcache.follow(plan)
+        except StorageError:
+            self._followed = True  # it is tried again when staged
+            raise
+        self._followed = True
         return self.kvcache.gather(plan)
+
+    def _settle(self) -> None:
+        """Undo what an interrupt left half done: whatever was decided and not carried out, everybody begins again."""
+        if not self._followed:
+            self._rescue.restart()
+            self._followed = True
+
+    def _reserve(self, request_id: str) -> None:
+        """Make sure of space for all who may run; where there is less, for as many as there is."""
+        try:
+            self.kvcache.reserve(self.scheduler.most_pages)
+        except StorageError:
+            self._rescue.fit()
+            if not self.kvcache.vm.watch.mends or not self.scheduler.fits(request_id):
+                raise
+
+    def _fail(self, failures: dict[str, TokenVMError]) -> StepResult:
+        """End these requests."""
+        events = [event for request_id in failures for event in self.abort(request_id)]
+        return StepResult(tuple(events), {}, 0, failures=failures)
 
     def _tokens(self, plan: Plan) -> list[int]:
         return [t for s in plan.spans for t in self.scheduler.sequence(s.seq).tokens[s.start : s.end]]
@@ -178,9 +219,7 @@ class Engine:
         """Enter the step's outcome everywhere; a sequence with a damaged page falls back to before that page."""
         for seq, valid in lost.items():
             lost[seq] = self.kvcache.truncate(seq, valid)
-            self._fallbacks[seq] = self._fallbacks.get(seq, 0) + 1
-        for seq in choices.keys() - lost.keys():
-            self._fallbacks.pop(seq, None)
+        self._rescue.stepped(lost, choices.keys() - lost.keys())
         for span in plan.spans:
             if span.seq not in lost:
                 self.kvcache.commit(span.seq, span.count, self.scheduler.sequence(span.seq).tokens)
@@ -195,19 +234,10 @@ class Engine:
         self._sampler.forget(event.seq for event in events if isinstance(event, FinishedEvent))
         for event in events:
             if isinstance(event, FinishedEvent):
-                self._fallbacks.pop(event.seq, None)
+                self._rescue.forget(event.seq)
                 self._begun.pop(event.seq, None)
                 (self.kvcache.release if event.seq in self.kvcache else self.kvcache.forget)(event.seq)
 
     def _refuse_closed(self) -> None:
         if self._closed:
             raise RequestError("this engine is closed: make another LLM")
-
-    def _refuse_broken_tier(self) -> None:
-        """Raise StorageError if some sequence only ever falls back; it would do so for ever."""
-        worst = max(self._fallbacks.values(), default=0)
-        if worst >= MAX_FALLBACKS:
-            raise StorageError(
-                f"pages came back damaged {worst} times in a row: "
-                "check the disk below nvme_path, or set nvme_path to another disk"
-            )

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tokenvm.clock import RealClock
+from tokenvm.clock import Clock, RealClock
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import Budget, Needs, plan_budget
 from tokenvm.engine.compression import READ_BYTES, bounce_bytes, codec_of
-from tokenvm.engine.disk_tier import disk_pages, disk_room, keep_of, open_disk
+from tokenvm.engine.disk_tier import disk_pages, disk_room, keep_of
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.fingerprint import fingerprint
 from tokenvm.engine.geometry import geometry_of, raw_slots
 from tokenvm.engine.runner import Runner, workspace_bytes
 from tokenvm.engine.startup import StartupPlan, plan_startup
-from tokenvm.engine.warm_up import commit, warm_up
+from tokenvm.engine.tiers import Disk, open_memory
+from tokenvm.engine.warm_up import warm_up
 from tokenvm.errors import ConfigError
 from tokenvm.kernels.native import set_threads
 from tokenvm.kernels.paging import PartGeometry
@@ -24,12 +25,9 @@ from tokenvm.machine import free_memory_bytes, usable_cores
 from tokenvm.memory.backend import DeviceBackend
 from tokenvm.memory.codec import Codec
 from tokenvm.memory.cpu import CpuDevice
-from tokenvm.memory.device import DeviceArena
-from tokenvm.memory.host import HostPool
 from tokenvm.memory.kept_disk import Keep
 from tokenvm.memory.kept_size import geometry_of_store
 from tokenvm.memory.layout import PageLayout
-from tokenvm.memory.tier import NullStore, TierStore
 from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.open_pages import OpenPages, passing_bytes
 from tokenvm.residency.policy.registry import make_policy
@@ -80,7 +78,12 @@ def plan_engine(model: LoadedModel, settings: Settings) -> StartupPlan:
     return _prepare(model, settings, free_memory_bytes() - model.weights.nbytes).plan
 
 
-def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend | None = None) -> Engine:
+def build_engine(
+    model: LoadedModel,
+    settings: Settings,
+    backend: DeviceBackend | None = None,
+    clock: Clock | None = None,
+) -> Engine:
     """Make an engine for a loaded model.
 
     Raises:
@@ -93,9 +96,10 @@ def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend 
     named = fingerprint(model, made.geometry, made.limits.max_model_len)
     keep = keep_of(settings.memory, named) if _keeps(settings) else None
     codec = codec_of(settings.memory, made.geometry, made.layout)
-    vm = _memory(device, made.layout, made.budget, settings, codec, keep)
+    clock = clock or RealClock()
+    vm = _memory(device, made.layout, made.budget, settings, codec, keep, clock)
     try:
-        return _assemble(model, vm, made, settings, named)
+        return _assemble(model, vm, made, settings, named, clock)
     except BaseException:
         vm.close()
         raise
@@ -127,7 +131,7 @@ def build_memory(
     room = disk_room(settings.memory, settings.disk_path, layout.page_bytes, keeps=False)
     budget = plan_budget(settings.memory, needs, free_memory_bytes(), room)
     device = backend or CpuDevice(_reads_in_flight(settings.memory), READ_BYTES)
-    return _memory(device, layout, budget, settings, codec, None)
+    return _memory(device, layout, budget, settings, codec, None, RealClock())
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,23 +237,18 @@ def _memory(
     settings: Settings,
     codec: Codec,
     keep: Keep | None,
+    clock: Clock,
 ) -> MemoryManager:
     backend.use(codec)
-    arena = DeviceArena(backend, budget.device_slots, layout, poison=settings.poison)
-    host: TierStore = NullStore(Tier.HOST, layout)
-    if budget.host_slots:
-        host = HostPool(backend, budget.host_slots, layout)
-    if settings.warm_up:
-        commit(backend, (arena, host))
-    disk, register = open_disk(settings.disk_path, budget.disk_bytes, layout, codec, keep)
+    disk = Disk(settings.disk_path, budget.disk_bytes, codec, keep)
     policy = make_policy(settings.memory.policy)
-    return MemoryManager(backend, arena, (host, disk), budget.ring_slots, policy, register=register)
+    return open_memory(backend, layout, budget, disk, policy, clock, settings.poison, settings.warm_up)
 
 
 def _assemble(
-    model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings, named: bytes
+    model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings, named: bytes, clock: Clock
 ) -> Engine:
-    clock, limits, geometry = RealClock(), made.limits, made.geometry
+    limits, geometry = made.limits, made.geometry
     kvcache = KVCache(
         vm,
         geometry.block_tokens,

@@ -63,6 +63,8 @@ class Loop:
         except StorageError as error:
             self._refuse_all(error)
             return 0.0
+        for name, failure in result.failures.items():  # before their ends, which nobody hears of then
+            self._channel.send(Refused(name, failure_of(failure)))
         self._tell(result)
         return 0.0 if result.tokens else PAUSE_S
 

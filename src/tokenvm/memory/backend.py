@@ -55,6 +55,7 @@ class Status(enum.IntEnum):
     NO_SPACE = 4
     FAILED = 5
     DROPPED = 6
+    GONE = 7
 
 
 MOVED_NAMES: Final[Mapping[Kind, str]] = {
@@ -218,6 +219,10 @@ class Ring(Protocol):
 
     def failed(self, begin: int, end: int) -> NDArray[np.uint64]:
         """Tickets of [begin, end) that did not land, ascending. Remembered until `cancel`."""
+        ...
+
+    def statuses(self, begin: int, end: int) -> NDArray[np.uint8]:
+        """How those that `failed` names ended, in the same order: a `Status` each."""
         ...
 
     def cancel(self) -> None:

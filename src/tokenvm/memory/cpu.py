@@ -180,7 +180,11 @@ class NativeRing:
 
     def failed(self, begin: int, end: int) -> NDArray[np.uint64]:
         """See `Ring.failed`."""
-        return np.asarray(self._ring.failed(begin, end), np.uint64)
+        return np.asarray(self._ring.failed(begin, end)[0], np.uint64)
+
+    def statuses(self, begin: int, end: int) -> NDArray[np.uint8]:
+        """See `Ring.statuses`."""
+        return np.asarray(self._ring.failed(begin, end)[1], np.uint8)
 
     def cancel(self) -> None:
         """See `Ring.cancel`."""

@@ -90,6 +90,11 @@ class DiskStore:
         """See `TierStore.packs`."""
         return self.far_bytes < self.layout.part_stride
 
+    @property
+    def ensured(self) -> int:
+        """See `TierStore.ensured`."""
+        return self._ready_slots
+
     def ensure(self, slots: int) -> None:
         """See `TierStore.ensure`: makes slabs as needed."""
         if slots > self.capacity:

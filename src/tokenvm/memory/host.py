@@ -25,6 +25,7 @@ class HostPool:
         self.checksums = np.zeros((slots, layout.layers), np.uint32)
         self.packed = np.zeros((slots, layout.layers), np.uint8)
         self.high_water_bytes = 0
+        self.ensured = slots
         self._region = backend.allocate(slots * layout.page_bytes)
 
     def ensure(self, slots: int) -> None:

@@ -22,6 +22,15 @@ MEMORY = -1
 """The space of addresses; any other space is an open file."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_GONE = (
+    errno.EBADF,
+    errno.EROFS,
+    errno.EPERM,
+    errno.EACCES,
+    errno.ESTALE,
+    errno.ENODEV,
+    errno.ENXIO,
+)
 
 
 class SimFault(AssertionError):  # noqa: N818 - the word for it, like a page fault
@@ -135,7 +144,9 @@ class SimCopy:
         try:
             whole = all(call(self.fd, [memory.data], place) == memory.size for place, memory in pieces)
         except OSError as error:
-            return Status.NO_SPACE if error.errno in _NO_SPACE else Status.FAILED
+            if error.errno in _NO_SPACE:
+                return Status.NO_SPACE
+            return Status.GONE if error.errno in _GONE else Status.FAILED
         return Status.LANDED if whole else Status.SHORT
 
 

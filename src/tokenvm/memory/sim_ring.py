@@ -23,7 +23,7 @@ class SimRing:
         self._world = world
         self._queue: list[SimCopy] = []
         self._ended: set[int] = set()
-        self._failed: set[int] = set()
+        self._failed: dict[int, Status] = {}
         self._released = self._landed = self._started = self._submitted = 0
 
     def submit(self, program: Program) -> int:
@@ -70,6 +70,10 @@ class SimRing:
         """See `Ring.failed`."""
         return np.array(sorted(t for t in self._failed if begin <= t < end), np.uint64)
 
+    def statuses(self, begin: int, end: int) -> NDArray[np.uint8]:
+        """See `Ring.statuses`."""
+        return np.array([self._failed[t] for t in self.failed(begin, end).tolist()], np.uint8)
+
     def cancel(self) -> None:
         """See `Ring.cancel`."""
         self._world.counters.dropped += len(self._queue)
@@ -95,7 +99,7 @@ class SimRing:
     def _end(self, ticket: int, outcome: SimOutcome) -> None:
         self._ended.add(ticket)
         if outcome.status is not Status.LANDED:
-            self._failed.add(ticket)
+            self._failed[ticket] = outcome.status
         while self._landed in self._ended:
             self._ended.remove(self._landed)
             self._landed += 1

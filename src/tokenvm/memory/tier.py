@@ -65,6 +65,11 @@ class TierStore(Protocol):
         """The most space it ever held."""
         ...
 
+    @property
+    def ensured(self) -> int:
+        """How many slots have space: the first so many."""
+        ...
+
     def ensure(self, slots: int) -> None:
         """Make sure that the first `slots` slots have space; StorageError where they cannot."""
         ...
@@ -93,6 +98,7 @@ class NullStore:
 
     capacity = 0
     high_water_bytes = 0
+    ensured = 0
     packs = False
 
     def __init__(self, tier: Tier, layout: PageLayout) -> None:

@@ -14,6 +14,7 @@ from tokenvm.memory.backend import (
     Batch,
     Check,
     Copies,
+    CopyEngine,
     CopyResult,
     DeviceBackend,
     Kind,
@@ -132,12 +133,20 @@ class Transfer:
 
 
 class TransferEngine:
-    """Moves pages between the stores of a backend; one owner. `ring` is needed to stream only."""
+    """Moves pages between the stores of a backend; one owner. `ring` is needed to stream only.
+
+    `copies` carries them out, the backend's own engine if not given.
+    """
 
     def __init__(
-        self, backend: DeviceBackend, stores: Mapping[Tier, TierStore], ring: Ring | None = None
+        self,
+        backend: DeviceBackend,
+        stores: Mapping[Tier, TierStore],
+        ring: Ring | None = None,
+        copies: CopyEngine | None = None,
     ) -> None:
         self._backend = backend
+        self._copies = copies or backend.copies()
         self._stores = stores
         self._ring = ring
 
@@ -151,7 +160,7 @@ class TransferEngine:
         lanes = self._lanes(moves)
         for lane in lanes:
             lane.target.ensure(int(lane.target_slots.max()) + 1)
-        batch = self._backend.copies().submit(_join([lane.copies() for lane in lanes]), urgent)
+        batch = self._copies.submit(_join([lane.copies() for lane in lanes]), urgent)
         return Transfer(moves, lanes, batch)
 
     def submit_along(self, moves: Sequence[Move]) -> tuple[Transfer, AlongBatch]:
@@ -166,7 +175,7 @@ class TransferEngine:
         widths = [len(lane.index) for lane in lanes]
         layers = self._stores[Tier.DEVICE].layout.layers
         copies = _join([lane.copies() for lane in lanes])
-        batch = AlongBatch(self._backend.copies(), copies, widths, layers)
+        batch = AlongBatch(self._copies, copies, widths, layers)
         return Transfer(moves, lanes, batch), batch
 
     def program(self, tiers: ArrayLike, slots: ArrayLike, layers: ArrayLike) -> Program:
@@ -182,6 +191,20 @@ class TransferEngine:
         for name in np.unique(tier).tolist():
             _fill_program(program, self._stores[Tier(name)], np.flatnonzero(tier == name), slot, layer)
         return program
+
+    def read_again(self, reads: Program, addresses: NDArray[np.uint64]) -> CopyResult:
+        """Read parts whose tickets failed once more, to where they should have landed; wait for it."""
+        copies = Copies(
+            kind=reads.kind,
+            check=reads.check,
+            fd=reads.fd,
+            place=reads.place,
+            address=addresses,
+            nbytes=reads.nbytes,
+            checksum=reads.checksum,
+            packing=reads.packing,
+        )
+        return self._copies.submit(copies, urgent=True).result()
 
     def stream(self, program: Program) -> int:
         """Queue a program on the ring; return the ticket of its first part."""

@@ -213,6 +213,10 @@ class Ledger:
         """Taken slots of a tier."""
         return self._pools[tier].used
 
+    def pool(self, tier: Tier) -> SlotPool:
+        """Return the slots of a tier, to withhold some from use."""
+        return self._pools[tier]
+
     def high_water(self, tier: Tier) -> int:
         """The most slots of a tier that were ever taken."""
         return self._pools[tier].high_water
@@ -227,9 +231,7 @@ class Ledger:
         for tier, pool in self._pools.items():
             slots = [unit.copies[tier].slot for unit in self._units.values() if tier in unit.copies]
             assert len(slots) == len(set(slots)), f"{tier.name}: two units in one slot"
-            assert len(slots) == pool.used <= pool.used + pool.free <= pool.capacity, (
-                f"{tier.name}: slots leaked"
-            )
+            assert len(slots) == pool.used <= pool.usable <= pool.capacity, f"{tier.name}: slots leaked"
             assert not pool.free_slots().intersection(slots), f"{tier.name}: a slot is free and taken"
         for name, unit in self._units.items():
             check_unit(name, unit)

@@ -1,34 +1,56 @@
-"""The slots of one tier: which are free."""
+"""The slots of one tier: which are free, and which are withheld from use."""
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Collection
 
 from tokenvm.vocab import SlotId
 
+_MOST_RETIRED = 16
+"""At most the 16th part of a tier is retired, and at least one slot; beyond that the one retired first serves again."""
+
 
 class SlotPool:
-    """Free slots, lowest first, so that pages made one after another tend to lie one after another."""
+    """Free slots, lowest first, so that pages made one after another tend to lie one after another.
+
+    Withheld are all free slots while it is `closed`, those from `bound` on, and the retired. What is in use stays so.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.high_water = 0
+        self.bound = capacity
+        self.closed = False
         self.writable = True
         self._fresh = 0  # slots at or above this were never taken
         self._returned: list[int] = []
+        self._retired: deque[int] = deque()
 
     @property
     def free(self) -> int:
-        """How many slots are free."""
-        if not self.writable:
+        """How many slots may be taken."""
+        if self.closed or not self.writable:
             return 0
-        return self.capacity - self._fresh + len(self._returned)
+        if self.bound >= self.capacity:
+            return self.capacity - self._fresh + len(self._returned)
+        return max(0, self.bound - self._fresh) + sum(slot < self.bound for slot in self._returned)
 
     @property
     def used(self) -> int:
         """How many slots are taken."""
-        return self._fresh - len(self._returned)
+        return self._fresh - len(self._returned) - len(self._retired)
+
+    @property
+    def usable(self) -> int:
+        """How many slots are taken or may be."""
+        return self.used + self.free
+
+    @property
+    def retired(self) -> int:
+        """How many slots are not used because a copy into or out of them failed."""
+        return len(self._retired)
 
     def take(self) -> SlotId:
         """Take the lowest free slot. The caller made sure that there is one."""
@@ -57,6 +79,14 @@ class SlotPool:
         assert 0 <= slot < self._fresh, f"SlotPool: slot {slot} was never taken"
         heapq.heappush(self._returned, slot)
 
+    def retire(self, slot: SlotId) -> None:
+        """Take a slot that was given back out of use for a while."""
+        self._returned.remove(slot)
+        heapq.heapify(self._returned)
+        self._retired.append(slot)
+        if len(self._retired) > max(1, self.capacity // _MOST_RETIRED):
+            heapq.heappush(self._returned, self._retired.popleft())
+
     def free_slots(self) -> set[int]:
-        """Return every free slot that was taken before; for `check`."""
-        return set(self._returned)
+        """Return every slot that was taken before and is not now; for `check`."""
+        return {*self._returned, *self._retired}

@@ -68,9 +68,9 @@ class Admission:
         return paused, resumed
 
     def bring_back(self) -> list[Sequence]:
-        """Let the first paused sequence run, because nobody else can; return it, if there is one."""
+        """Let the first paused sequence run, because nobody else can; return it, if there is one and a place for it."""
         first = self._first_paused()
-        if first is None:
+        if first is None or len(self.running) >= self._limits.crowd:
             return []
         self.queue.remove(first.seq)
         return self._start([first])
@@ -104,6 +104,29 @@ class Admission:
         self._sharing.begin(sequence.seq, sequence.path, sequence.found)
         if sequence.oversize:
             self._sharing.leave(sequence.seq)
+
+    def resize(self, limits: Limits) -> None:
+        """Hold as many pages as these limits say from now on; nothing else of them is new."""
+        self._limits = limits
+
+    def over_promised(self) -> list[Sequence]:
+        """Return who has to be set back so that the pages of those left fit: who comes last, never the first."""
+        owners, limits = self.owners(), self._limits
+        left = len(owners)
+        while left > 1 and sum(one.most_pages for one in owners[:left]) > limits.most_pages(left):
+            left -= 1
+        return owners[left:]
+
+    def owners(self) -> list[Sequence]:
+        """Return who may own pages, running or paused, in the order of their rank."""
+        owners = [*self.running.everyone.values(), *(self.queue.at(seq) for seq in self._paused)]
+        return sorted(owners, key=lambda one: one.rank)
+
+    def set_back(self, sequence: Sequence) -> None:
+        """Let a running or paused sequence wait again as if it had never begun."""
+        self.end(sequence, answered=False)
+        sequence.set_back()
+        self.queue.push(sequence)
 
     def cut(self, sequence: Sequence) -> None:
         """Note that a sequence lost what it had computed beyond `computed`."""
@@ -168,7 +191,8 @@ class Admission:
         if crowd > limits.crowd or crowd + paused > limits.max_num_seqs:
             return False
         pages = self.running.promised_pages + self._paused_pages + sum(one.most_pages for one in new)
-        return pages + paused * limits.beside <= limits.most_pages(crowd)
+        alone = crowd == 1 and not paused  # where the tiers have shrunk, it goes as far as it can
+        return alone or pages + paused * limits.beside <= limits.most_pages(crowd)
 
     def _may_return(self, sequence: Sequence) -> bool:
         """Whether a sequence was not paused, or some other has ended since, or nobody runs."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,10 @@ class Limits:
     def most_pages(self, sequences: int) -> int:
         """Return how many pages so many sequences may own: all below the device, or beside what open ones take."""
         return max(self.held_pages - sequences * self.beside, self.lower_pages)
+
+    def holding(self, lower_pages: int) -> Self:
+        """Return the same limits with tiers below the device that hold so many pages."""
+        return replace(self, lower_pages=lower_pages, held_pages=max(self.device_slots - 1, lower_pages))
 
     def pages(self, tokens: int) -> int:
         """Return how many pages so many tokens take."""

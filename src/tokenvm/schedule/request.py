@@ -62,6 +62,12 @@ class Sequence:
         self.tokens = list(self.request.prompt_token_ids)
         self.prompt_tokens = len(self.tokens)
 
+    def set_back(self) -> None:
+        """Forget what was computed of it; its tokens stay."""
+        self.computed = self.found = 0
+        self.begun = self.oversize = False
+        self.status = Status.WAITING
+
     @property
     def rank(self) -> tuple[int, SeqId]:
         """Who comes first: the lower."""

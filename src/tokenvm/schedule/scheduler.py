@@ -28,7 +28,9 @@ class Scheduler:
 
     def __init__(self, limits: Limits, prefixes: Prefixes | None = None) -> None:
         self.limits = limits
-        self._admission = Admission(limits, prefixes or NoPrefixes())
+        self._whole_limits = limits
+        self._prefixes = prefixes or NoPrefixes()
+        self._admission = Admission(limits, self._prefixes)
         self._running = self._admission.running
         self._sequences: dict[SeqId, Sequence] = {}
         self._live: dict[str, dict[SeqId, Sequence]] = {}
@@ -58,7 +60,7 @@ class Scheduler:
     @property
     def most_pages(self) -> int:
         """The pages that all who have not ended may come to own at once."""
-        return min(sum(self._promises[-self.limits.max_num_seqs :]), self.limits.held_pages)
+        return min(sum(self._promises[-self.limits.max_num_seqs :]), self._whole_limits.held_pages)
 
     def sequence(self, seq: SeqId) -> Sequence:
         """Return a sequence that has not ended."""
@@ -77,11 +79,11 @@ class Scheduler:
             raise RequestError(
                 f"a request {request.request_id!r} has not finished: give each an id of its own"
             )
-        refuse_impossible(request, self.limits)
+        refuse_impossible(request, self._whole_limits)
         room = self.limits.max_model_len - len(request.prompt_token_ids)
         longest = request.params.most_tokens(room)
         pages = self.limits.pages(len(request.prompt_token_ids) + longest - 1)  # the last token needs no KV
-        refuse_oversized(pages, self.limits)
+        refuse_oversized(pages, self._whole_limits)  # a tier that is left alone now may be used again by then
         made = {}
         for index in range(request.params.n):
             seq = SeqId(self._next)
@@ -100,6 +102,41 @@ class Scheduler:
     def stop(self, seq: SeqId) -> FinishedEvent:
         """End one sequence because its text said so."""
         return self._finish(self._sequences[seq], "stop")
+
+    def resize(self, lower_pages: int) -> list[SeqId]:
+        """Let the tiers below the device hold so many pages from now on; return who was set back because of it.
+
+        Such a sequence owns no page any more: the caller releases them, and announces it again. It keeps its tokens.
+        """
+        lower_pages = min(lower_pages, self._whole_limits.lower_pages)
+        if lower_pages == self.limits.lower_pages:
+            return []
+        self.limits = self.limits.holding(lower_pages)
+        self._admission.resize(self.limits)
+        return [self._set_back(sequence) for sequence in self._admission.over_promised()]
+
+    def set_back_last(self) -> list[SeqId]:
+        """Set the sequence back that comes last of those that own pages, unless it is the only one; see `resize`."""
+        owners = self._admission.owners()
+        return [self._set_back(owners[-1])] if len(owners) > 1 else []
+
+    def restart(self) -> list[SeqId]:
+        """Set everybody back, whatever state a call that was interrupted left behind; see `resize`."""
+        self._admission = Admission(self.limits, self._prefixes)
+        self._running = self._admission.running
+        for sequence in self._sequences.values():
+            sequence.set_back()
+            self._admission.queue.push(sequence)
+        return list(self._sequences)
+
+    def fits(self, request_id: str) -> bool:
+        """Whether each sequence of a request could run alone, as the tiers are now."""
+        most = self.limits.most_pages(sequences=1)
+        return all(one.most_pages <= most for one in self._live[request_id].values())
+
+    def _set_back(self, sequence: Sequence) -> SeqId:
+        self._admission.set_back(sequence)
+        return sequence.seq
 
     def plan(self) -> Plan:
         """Decide who runs, then give each running sequence its tokens: decodes first, then prefills.
