@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from transformers import (
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -55,7 +57,11 @@ class Tiny:
     def make(self, **changes: Any) -> PreTrainedModel:
         """The model, random and float32, the same every time; its norms and biases are random too."""
         torch.manual_seed(0)
-        config = self.config(**{**COMMON, **self.more, **changes}, attn_implementation="eager")
+        keys = {**COMMON, **self.more, **changes}
+        beside = {name: keys.pop(name) for name in ("vision_config", "mm_tokens_per_image") if name in keys}
+        if beside:
+            keys = {"text_config": keys, **beside}
+        config = self.config(**keys, attn_implementation="eager")
         model = self.model(config).eval()
         for name, weight in model.named_parameters():
             if "norm" in name:
@@ -112,6 +118,24 @@ FAMILIES: Mapping[str, Tiny] = {
             "sliding_window": 24,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
             "query_pre_attn_scalar": 24,
+        },
+    ),
+    "gemma3, the text of one that sees": Tiny(
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        {
+            "head_dim": 32,
+            "sliding_window": 24,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
         },
     ),
     "gemma3, scaled rope, untied": Tiny(

@@ -86,7 +86,9 @@ def test_greedy_tokens_under_a_limit_and_in_a_crowd_are_those_of_transformers(
             expected = reference.feed(token)
 
 
-def test_bfloat16_logits_are_near_those_of_transformers(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["GPT2", "Granite", "Cohere2"])
+def test_bfloat16_logits_are_near_those_of_transformers(name: str, tmp_path: Path) -> None:
+    folder = make(name, BORROWED[name], tmp_path / "model")
     model, reference = load_any_model(folder), Reference(folder)
     assert model.weights.dtype is torch.bfloat16
     with running(model, tmp_path, device_pages=3) as engine:

@@ -7,7 +7,7 @@ from tokenvm.models.registry import RECIPES
 from tokenvm.models.weights.gguf_families import GGUF_FAMILIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
-ROWS = re.findall(r"^\| `(\w+ForCausalLM)` \| (?:`(\w+)`|none)", PAGE, re.MULTILINE)
+ROWS = re.findall(r"^\| `(\w+For(?:CausalLM|ConditionalGeneration))` \| (?:`(\w+)`|none)", PAGE, re.MULTILINE)
 
 
 def test_the_table_of_native_families_is_that_of_the_registry() -> None:

@@ -82,6 +82,28 @@ def test_older_spellings_mean_the_same() -> None:
     assert phi.rope.kind == "longrope"
 
 
+def test_a_released_gemma_leaves_out_what_is_usual() -> None:
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "eos_token_id": [1, 106],
+        "text_config": text,
+    }
+    found = family_of(config, "").spec_from_config(config, "")
+    assert (found.attention.q_heads, found.attention.kv_heads, found.attention.head_dim) == (8, 4, 256)
+    assert (found.vocab_size, found.max_model_len, found.attention.scale) == (262_208, 131_072, 1 / 16)
+    assert (found.eos_token_ids, found.bos_token_ids, found.tied_embeddings) == ((1, 106), (2,), True)
+    assert found.rope.kind == "linear"
+    assert found.windowed[:6] == (0, 1, 2, 3, 4, 6)
+
+
 def test_longrope_chooses_its_factors_by_what_an_engine_takes() -> None:
     rope = spec("phi3", rope_parameters=LONGROPE, original_max_position_embeddings=100).rope
     assert rope.resolved(100).short_factors == (1.0,) * 8

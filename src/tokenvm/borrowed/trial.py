@@ -16,6 +16,8 @@ from tokenvm.borrowed.decoder import run
 from tokenvm.errors import UnsupportedModel
 
 TOKENS: Final = 24
+_FP32_TOLERANCE: Final = 1e-3
+_BF16_TOLERANCE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +74,20 @@ def tried(module: Any, name: str, own: str, ours: str) -> list[LayerShape]:
             f"{name}: {len(trial.shapes)} of {layers} layers attend by the attention interface of Transformers; all "
             "have to: pass another model"
         )
-    worst = float((found.float() - expected.float()).abs().max())
-    allowed = 1e-3 if expected.dtype is torch.float32 else 0.1
-    if not worst <= allowed * float(expected.float().abs().max()):
+    apart = _apart(found.float(), expected.float(), exact=expected.dtype is torch.float32)
+    if not apart <= (_FP32_TOLERANCE if expected.dtype is torch.float32 else _BF16_TOLERANCE):
         raise UnsupportedModel(
-            f"{name}: with the attention of this project its logits differ by {worst:.2g}, so it attends in a way of "
-            "its own: pass another model"
+            f"{name}: with the attention of this project its logits differ by {apart:.1%} of the largest, so it "
+            "attends in a way of its own: pass another model"
         )
     return [trial.shapes[layer] for layer in range(layers)]
+
+
+def _apart(found: torch.Tensor, expected: torch.Tensor, *, exact: bool) -> float:
+    """How far rows of logits are apart, as a share of the largest: the worst row if `exact`, else the median.
+
+    In bfloat16 rounding alone may send a row to another expert, which changes that row much; attention that is wrong
+    changes nearly all.
+    """
+    rows = (found - expected).abs().amax(dim=-1)
+    return float((rows.max() if exact else rows.median()) / expected.abs().max())

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from tokenvm.errors import UnsupportedModel
 from tokenvm.json_file import read_json
-from tokenvm.models.families.gemma3 import GEMMA3
+from tokenvm.models.families.gemma3 import GEMMA3, GEMMA3_VISION
 from tokenvm.models.families.llama import LLAMA
 from tokenvm.models.families.mistral import MISTRAL
 from tokenvm.models.families.phi3 import PHI3
@@ -37,7 +37,7 @@ class Family(Protocol):
         """Whether a tensor beyond those may be there and is not needed."""
 
 
-RECIPES: Final = (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA3)
+RECIPES: Final = (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA3, GEMMA3_VISION)
 """The native families."""
 
 _FAMILIES: Final[Mapping[str, Family]] = {recipe.architecture: recipe for recipe in RECIPES}

@@ -1,10 +1,11 @@
-"""Gemma 3, the text models: windowed and full layers with a rope each, norms on both sides and on q and k, GELU.
+"""Gemma 3, its text: windowed and full layers with a rope each, norms on both sides and on q and k, GELU.
 
 Maths as in `Gemma3ForCausalLM`. Embeddings are scaled; norms multiply by one more than what is stored.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from tokenvm.models.families.recipe import Recipe, Ropes, Windows, layer_kinds, layers_of
@@ -53,3 +54,20 @@ GEMMA3: Final = Recipe(
     max_positions=131072,
     refused=("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
 )
+
+GEMMA3_VISION: Final = replace(
+    GEMMA3,
+    architecture="Gemma3ForConditionalGeneration",
+    model_type="gemma3",
+    section="text_config",
+    prefix="language_model.",
+    beside=("vision_tower.", "multi_modal_projector."),
+    defaults=(
+        ("vocab_size", 262_208),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 4),
+        ("bos_token_id", 2),
+        ("eos_token_id", 1),
+    ),
+)
+"""The text model inside the ones that also see: 4B and larger. Images are not taken."""

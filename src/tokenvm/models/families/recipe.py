@@ -102,7 +102,8 @@ class Recipe:
 
     `fused`: qkv and gate_up are stored as one tensor each. `partial_rotary`: a config may have part of each head
     rotate. `embedding_scaled`: embeddings are multiplied by sqrt(hidden). `refused`: keys that must be off beside
-    `NEVER`.
+    `NEVER`. Where the text model is part of a larger one, its config is `section` of the whole, its tensors' names
+    begin with `prefix`, and those that begin as `beside` says are left alone. `defaults` stand for absent keys.
     """
 
     architecture: str
@@ -125,10 +126,14 @@ class Recipe:
     rms_eps: float = 1e-6
     max_positions: int = 2048
     refused: tuple[str, ...] = ()
+    section: str = ""
+    prefix: str = ""
+    beside: tuple[str, ...] = ()
+    defaults: tuple[tuple[str, Any], ...] = ()
 
     def spec_from_config(self, config: Mapping[str, Any], source: str) -> ModelSpec:
         """See `Family.spec_from_config`."""
-        fields = Fields(config, source)
+        fields = self._fields(config, source)
         for key in NEVER + self.refused:
             if fields.values.get(key):
                 raise unsupported(fields, key)
@@ -157,7 +162,7 @@ class Recipe:
 
     def layer_tensors(self, spec: ModelSpec, layer: int) -> LayerTensors:
         """See `Family.layer_tensors`."""
-        block = f"model.layers.{layer}"
+        block = f"{self.prefix}model.layers.{layer}"
         attention, heads = f"{block}.self_attn", spec.attention
         projections = ("qkv_proj",) if self.fused else ("q_proj", "k_proj", "v_proj")
         gates = ("gate_up_proj",) if self.fused else ("gate_proj", "up_proj")
@@ -179,11 +184,11 @@ class Recipe:
 
     def end_tensors(self, spec: ModelSpec) -> EndTensors:
         """See `Family.end_tensors`."""
-        embedding = "model.embed_tokens.weight"
+        embedding = f"{self.prefix}model.embed_tokens.weight"
         return EndTensors(
             embedding=embedding,
-            final_norm="model.norm.weight",
-            lm_head=embedding if spec.tied_embeddings else "lm_head.weight",
+            final_norm=f"{self.prefix}model.norm.weight",
+            lm_head=embedding if spec.tied_embeddings else f"{self.prefix}lm_head.weight",
         )
 
     def tensor_shapes(self, spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -197,8 +202,20 @@ class Recipe:
             yield from _layer_shapes(spec, self.layer_tensors(spec, layer))
 
     def is_ignorable(self, name: str, spec: ModelSpec) -> bool:
-        """See `Family.is_ignorable`: rope tables, the copy of a tied head."""
-        return name.endswith("rotary_emb.inv_freq") or (spec.tied_embeddings and name == "lm_head.weight")
+        """See `Family.is_ignorable`: rope tables, the copy of a tied head, the rest of a larger model."""
+        if name.endswith("rotary_emb.inv_freq") or (self.beside and name.startswith(self.beside)):
+            return True
+        return spec.tied_embeddings and name == f"{self.prefix}lm_head.weight"
+
+    def _fields(self, config: Mapping[str, Any], source: str) -> Fields:
+        """The keys of the text model; end tokens of the whole model come before its own."""
+        whole = Fields(config, source)
+        if not self.section:
+            return whole
+        section = whole.section(self.section)
+        given = {key: value for key, value in section.values.items() if value is not None}
+        ends = {"eos_token_id": config["eos_token_id"]} if whole.has("eos_token_id") else {}
+        return Fields({**dict(self.defaults), **given, **ends}, section.source)
 
     def _attention(self, fields: Fields) -> AttentionSpec:
         heads = fields.count("num_attention_heads")
