@@ -14,7 +14,7 @@ ROWS: Mapping[int, tuple[str, ...]] = {
     8: ("cli cli_bench cli_config cli_options bench",),
     7: ("serve", "bridges", "llm async_llm engine_process"),
     6: ("engine collect outputs prompts stop_strings",),
-    5: ("kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors"),
+    5: ("kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors tensor_memory"),
     4: ("vm room moves",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
     2: ("kernels", "parallel", "residency"),
