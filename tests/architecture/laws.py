@@ -15,7 +15,11 @@ ROWS: Mapping[int, tuple[str, ...]] = {
     8: ("serve",),
     7: ("bridges", "llm async_llm engine_process"),
     6: ("engine collect outputs prompts stop_strings",),
-    5: ("borrowed", "kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors"),
+    5: (
+        "borrowed",
+        "kvcache staging arrange stream open_pages prefix_cache pauses sequences",
+        "tensors tensor_memory",
+    ),
     4: ("vm room losses moves watch frozen keeping",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
     2: ("kernels", "parallel", "residency"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Literal
 
 from tokenvm.bridges.attention import register
@@ -11,11 +9,12 @@ from tokenvm.bridges.kv_store import KvStore
 from tokenvm.bridges.library import PreTrainedModel
 from tokenvm.bridges.pager import Pager
 from tokenvm.bridges.probe import Shape, probe
-from tokenvm.config import MemoryConfig, config_path, read_config_file, resolve
+from tokenvm.bridges.settings import settings_of
+from tokenvm.config import MemoryConfig
+from tokenvm.engine.compression import codec_of
 from tokenvm.engine.launch import Settings, build_memory
 from tokenvm.errors import ConfigError, LimitTooSmall
 from tokenvm.memory.layout import PageLayout
-from tokenvm.models.fetch import default_cache_dir
 
 PATCH_BLOCK_TOKENS = 128
 _SEQUENCES = 4  # for how many of the model's longest there is room where a limit is left open
@@ -75,14 +74,12 @@ def disable_paging(model: Any) -> Any:
 
 def _settings(config: MemoryConfig | None) -> Settings:
     """Combine `config` with environment, file and defaults; refuse what only our own engine does."""
-    arguments = {} if config is None else config.chosen()
-    memory = resolve(arguments, os.environ, read_config_file(config_path(os.environ))).config
-    if memory.kv_cache_dtype != "auto":
+    settings = settings_of(config)
+    if settings.memory.kv_cache_dtype != "auto":
         raise ConfigError(
-            f'kv_cache_dtype="{memory.kv_cache_dtype}" works in LLM, not inside Transformers: leave it out'
+            f'kv_cache_dtype="{settings.memory.kv_cache_dtype}" works in LLM, not inside Transformers: leave it out'
         )
-    path = memory.nvme_path
-    return Settings(memory, default_cache_dir(os.environ) / "kv" if path == "auto" else Path(path))
+    return settings
 
 
 def _block_tokens(shape: Shape, memory: MemoryConfig) -> int:
@@ -115,11 +112,14 @@ def _stores(model: Any, shape: Shape, settings: Settings) -> list[KvStore]:
     stores: list[KvStore] = []
     try:
         for layers in (len(shape.sizes), 1)[:count]:
+            layout = PageLayout(layers, geometry.part_bytes)
+            tokens = _SEQUENCES * (longest or _DEFAULT_LENGTH) * len(shape.sizes) // layers
             vm = build_memory(
-                geometry,
-                layers,
+                layout,
                 shared,
-                wanted_tokens=_SEQUENCES * (longest or _DEFAULT_LENGTH) * len(shape.sizes) // layers,
+                codec_of(shared.memory, geometry, layout),
+                wanted_pages=-(-tokens // geometry.block_tokens) + 1,
+                block_tokens=geometry.block_tokens,
                 other_bytes=weights if memory.vram_limit != "auto" else 0,
             )
             stores.append(KvStore(vm, geometry))

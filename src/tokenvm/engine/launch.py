@@ -106,27 +106,26 @@ def build_engine(
 
 
 def build_memory(
-    geometry: PartGeometry,
-    layers: int,
+    layout: PageLayout,
     settings: Settings,
+    codec: Codec,
     *,
-    wanted_tokens: int,
+    wanted_pages: int,
+    block_tokens: int = 16,
     other_bytes: int = 0,
     backend: DeviceBackend | None = None,
 ) -> MemoryManager:
-    """Make the memory of pages whose model is run by somebody else; `other_bytes` of it count against `vram_limit`.
+    """Make the memory of pages that are not an engine's; `other_bytes` count against `vram_limit` too.
 
-    Where a limit is left open, room for `wanted_tokens` is enough. Raises as `build_engine`.
+    Where a limit is left open, room for `wanted_pages` is enough. Raises as `build_engine`.
     """
-    layout = PageLayout(layers, geometry.part_bytes)
-    codec = codec_of(settings.memory, geometry, layout)
     needs = Needs(
         page_bytes=layout.page_bytes,
         part_bytes=layout.part_stride,
         weight_bytes=other_bytes,
         workspace_bytes=bounce_bytes(codec, layout, _reads_in_flight(settings.memory)),
-        wanted_pages=-(-wanted_tokens // geometry.block_tokens) + 1,
-        block_tokens=geometry.block_tokens,
+        wanted_pages=wanted_pages,
+        block_tokens=block_tokens,
     )
     room = disk_room(settings.memory, settings.disk_path, layout.page_bytes, keeps=False)
     budget = plan_budget(settings.memory, needs, free_memory_bytes(), room)
