@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tokenvm.llm import LLM
     from tokenvm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
     from tokenvm.schedule.sampling_params import SamplingParams
+    from tokenvm.schedule.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "SamplingParams",
     "StorageError",
     "StreamChunk",
+    "StructuredOutputsParams",
     "TokenVMError",
 ]
 
@@ -70,4 +72,6 @@ def _home(name: str) -> str:
         return "tokenvm.config"
     if name == "SamplingParams":
         return "tokenvm.schedule.sampling_params"
+    if name == "StructuredOutputsParams":
+        return "tokenvm.schedule.structured_outputs"
     return "tokenvm.errors" if name.endswith(("Error", "TooSmall")) else "tokenvm.outputs"

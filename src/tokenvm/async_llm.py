@@ -31,7 +31,7 @@ from tokenvm.engine_process.requests import Requests
 from tokenvm.errors import EngineDeadError, RequestError, TokenVMError
 from tokenvm.models.progress import Report, silent
 from tokenvm.outputs import RequestOutput
-from tokenvm.prompts import Prompt, read_prompt, salt_of
+from tokenvm.prompts import Prompt, read_prompt, ready, salt_of
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
@@ -77,7 +77,8 @@ class AsyncLLM:
             "enable_prefix_caching": enable_prefix_caching,
             "warm_up": warm_up,
         }
-        self._start = Start(str(model), {} if memory is None else memory.chosen(), dtype, numbers)
+        spoken = "" if tokenizer is None else str(tokenizer)
+        self._start = Start(str(model), {} if memory is None else memory.chosen(), dtype, numbers, spoken)
         self._tokenizer_folder = tokenizer
         self._progress = progress
         self._clock = RealClock()
@@ -216,6 +217,7 @@ class AsyncLLM:
         self._count += 1
         name = str(self._count)
         called, now_s = request_id or f"request-{name}", self._clock.now_s()
+        params = ready(params, self._tokenizer)
         request = Request(called, ids, params, now_s, priority, cache_salt=salt_of(prompt, salt))
         if request.request_id in self._names:
             raise RequestError(

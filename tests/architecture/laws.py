@@ -40,6 +40,7 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "prometheus_client": ("serve",),
     "typer": ("cli", "cli_bench", "cli_config", "cli_options"),
     "msgspec": ("engine_process",),
+    "llguidance": ("engine.sampling",),
     "rich": ("cli", "cli_bench", "cli_config", "bench", "serve", "bridges", "llm"),
     f"{PACKAGE}._native": ("kernels.native", "memory.cpu"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tokenvm.engine.compression import READ_BYTES, bounce_bytes, codec_of
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.geometry import geometry_of, raw_slots
 from tokenvm.engine.runner import Runner, workspace_bytes
+from tokenvm.engine.sampling.sampler import Sampler
 from tokenvm.engine.startup import StartupPlan, plan_startup
 from tokenvm.engine.warm_up import commit, warm_up
 from tokenvm.errors import ConfigError, StorageError
@@ -34,6 +35,7 @@ from tokenvm.open_pages import OpenPages, passing_bytes
 from tokenvm.residency.policy.registry import make_policy
 from tokenvm.schedule.limits import Limits
 from tokenvm.schedule.scheduler import Scheduler
+from tokenvm.tokenizer import Tokenizer
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Tier
 
@@ -77,8 +79,13 @@ def plan_engine(model: LoadedModel, settings: Settings) -> StartupPlan:
     return _prepare(model, settings, free_memory_bytes() - model.weights.nbytes).plan
 
 
-def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend | None = None) -> Engine:
-    """Make an engine for a loaded model.
+def build_engine(
+    model: LoadedModel,
+    settings: Settings,
+    backend: DeviceBackend | None = None,
+    tokenizer: Callable[[], Tokenizer] | None = None,
+) -> Engine:
+    """Make an engine for a loaded model. `tokenizer` is asked for once somebody wants a structured answer.
 
     Raises:
         LimitTooSmall: a memory limit is below the minimum. ConfigError: a number makes no sense. StorageError: a tier
@@ -91,7 +98,7 @@ def build_engine(model: LoadedModel, settings: Settings, backend: DeviceBackend 
         device, made.layout, made.budget, settings, codec_of(settings.memory, made.geometry, made.layout)
     )
     try:
-        return _assemble(model, vm, made, settings)
+        return _assemble(model, vm, made, settings, tokenizer)
     except BaseException:
         vm.close()
         raise
@@ -207,7 +214,13 @@ def _memory(
     return MemoryManager(backend, arena, (host, disk), budget.ring_slots, make_policy(settings.memory.policy))
 
 
-def _assemble(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings) -> Engine:
+def _assemble(
+    model: LoadedModel,
+    vm: MemoryManager,
+    made: _Prepared,
+    settings: Settings,
+    tokenizer: Callable[[], Tokenizer] | None,
+) -> Engine:
     clock, limits, geometry = RealClock(), made.limits, made.geometry
     kvcache = KVCache(
         vm,
@@ -219,28 +232,31 @@ def _assemble(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: 
         prefix_caching=settings.enable_prefix_caching,
         shared_attention=settings.shared_attention,
     )
-    ledger = vm.ledger
-    lower = ledger.capacity(Tier.HOST) + ledger.capacity(Tier.DISK)
-    scheduler = Scheduler(
-        Limits(
-            max_num_seqs=limits.max_num_seqs,
-            max_tokens_per_forward=limits.max_tokens_per_forward,
-            max_model_len=limits.max_model_len,
-            block_tokens=geometry.block_tokens,
-            device_slots=ledger.capacity(Tier.DEVICE),
-            held_pages=max(ledger.capacity(Tier.DEVICE) - 1, lower),
-            vocab_size=model.spec.vocab_size,
-            eos_token_ids=frozenset(model.spec.eos_token_ids),
-            open_slots=1 + raw_slots(vm.layout, geometry),
-            lower_pages=lower,
-            lookahead=settings.lookahead,
-        ),
-        kvcache,
-    )
+    scheduler = Scheduler(_limits(model, vm, made, settings), kvcache)
     runner = Runner(model, geometry, limits.max_tokens_per_forward, limits.max_model_len)
+    sampler = Sampler(model.spec.vocab_size, model.spec.eos_token_ids, settings.seed, tokenizer)
     if settings.warm_up:
+        sampler.begin()
         warm_up(vm, runner, geometry, made.plan)
-    return Engine(scheduler, kvcache, runner, clock, made.plan, settings.seed)
+    return Engine(scheduler, kvcache, runner, clock, made.plan, sampler)
+
+
+def _limits(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings) -> Limits:
+    limits, geometry, ledger = made.limits, made.geometry, vm.ledger
+    lower = ledger.capacity(Tier.HOST) + ledger.capacity(Tier.DISK)
+    return Limits(
+        max_num_seqs=limits.max_num_seqs,
+        max_tokens_per_forward=limits.max_tokens_per_forward,
+        max_model_len=limits.max_model_len,
+        block_tokens=geometry.block_tokens,
+        device_slots=ledger.capacity(Tier.DEVICE),
+        held_pages=max(ledger.capacity(Tier.DEVICE) - 1, lower),
+        vocab_size=model.spec.vocab_size,
+        eos_token_ids=frozenset(model.spec.eos_token_ids),
+        open_slots=1 + raw_slots(vm.layout, geometry),
+        lower_pages=lower,
+        lookahead=settings.lookahead,
+    )
 
 
 def _layers_ahead(memory: MemoryConfig) -> int | None:
