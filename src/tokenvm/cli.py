@@ -30,6 +30,7 @@ from tokenvm.cli_options import (
     check_fraction,
     merged_memory,
 )
+from tokenvm.cli_serve import ping, serve
 from tokenvm.errors import ConfigError, TokenVMError
 
 app = typer.Typer(
@@ -40,6 +41,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench, name="bench")
+app.command()(serve)
+app.command()(ping)
 
 _INTERRUPTED = 130
 

@@ -37,11 +37,12 @@ def salt_of(prompt: Prompt, otherwise: str) -> Any:
     return prompt.get("cache_salt", otherwise) if isinstance(prompt, Mapping) else otherwise
 
 
-def ready(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
-    """Return parameters as an engine takes them: bad words as tokens too, a structure that can be followed.
+def ready(given: SamplingParams | None, tokenizer: Tokenizer) -> SamplingParams:
+    """Return parameters, or the defaults, as an engine takes them: bad words as tokens, and no impossible structure.
 
     Raises RequestError for a structure that cannot.
     """
+    params = given or SamplingParams()
     refuse_bad_structure(params)
     if not params.bad_words:
         return params

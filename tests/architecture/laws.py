@@ -11,8 +11,9 @@ from pathlib import Path
 from source_tree import PACKAGE, Import, Module, functions
 
 ROWS: Mapping[int, tuple[str, ...]] = {
-    8: ("cli cli_bench cli_config cli_options bench",),
-    7: ("serve", "bridges", "llm async_llm engine_process"),
+    9: ("cli cli_bench cli_config cli_options cli_serve cli_toka bench",),
+    8: ("serve",),
+    7: ("bridges", "llm async_llm engine_process"),
     6: ("engine collect outputs prompts stop_strings",),
     5: ("kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors"),
     4: ("vm room moves",),
@@ -38,8 +39,10 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "transformers": ("bridges", "bench"),
     "fastapi": ("serve",),
     "prometheus_client": ("serve",),
-    "typer": ("cli", "cli_bench", "cli_config", "cli_options"),
-    "msgspec": ("engine_process",),
+    "starlette": ("serve",),
+    "uvicorn": ("serve",),
+    "typer": ("cli", "cli_bench", "cli_config", "cli_options", "cli_serve"),
+    "msgspec": ("engine_process", "serve"),
     "llguidance": ("engine.sampling",),
     "rich": ("cli", "cli_bench", "cli_config", "bench", "serve", "bridges", "llm"),
     f"{PACKAGE}._native": ("kernels.native", "memory.cpu"),
@@ -49,7 +52,17 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
 SEE_MEMORY_AND_RESIDENCY = ("vm", "moves", "engine.launch")
 """Where decisions meet bytes, and where both are put together."""
 
-LAZY = ("", "cli", "cli_bench", "cli_config", "kernels", "models.fetch", "models.builtin")
+LAZY = (
+    "",
+    "cli",
+    "cli_bench",
+    "cli_config",
+    "cli_serve",
+    "cli_toka",
+    "kernels",
+    "models.fetch",
+    "models.builtin",
+)
 """Modules and rooms that may import ours inside functions: to start quickly or to load what may be missing."""
 
 MAX_FILE_LINES = 300
