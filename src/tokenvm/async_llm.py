@@ -225,21 +225,15 @@ class AsyncLLM:
         self._listener = asyncio.create_task(self._listen(self._connection))
 
     async def _submit(
-        self,
-        prompt: Prompt,
-        asked: SamplingParams | None,
-        name: str | None,
-        priority: int,
-        salt: str,
-        whole: bool,
+        self, prompt: Prompt, how: SamplingParams | None, name: str | None, rank: int, salt: str, whole: bool
     ) -> InFlight:
         self._refuse_dead()
         ids, said = await read_aside(prompt, self._tokenizer)
         self._count += 1
         wired, now_s = str(self._count), self._clock.now_s()
         name = name or f"request-{wired}"
-        params, salt = ready(asked, self._tokenizer), salt_of(prompt, salt)
-        request = Request(name, ids, params, now_s, priority, cache_salt=salt)
+        params, salt = ready(how, self._tokenizer), salt_of(prompt, salt)
+        request = Request(name, ids, params, now_s, rank, cache_salt=salt)
         if name in self._names:
             raise RequestError(f"a request {name!r} has not finished: give each an id of its own")
         one = InFlight(wired, Collector(request, said, self._tokenizer, self._ready.ends, streams=not whole))
