@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 
+from tokenvm.serve.archive import Archive
 from tokenvm.serve.keeper import Keeper
 from tokenvm.serve.meter import Meter
 from tokenvm.serve.refusal import Refusal
 from tokenvm.serve.settings import ServeSettings
 from tokenvm.serve.turnstile import Turnstile
+
+if TYPE_CHECKING:
+    from tokenvm.serve.batch_runner import BatchRunner
 
 DEFAULT = "default"
 """A name of whatever model is served."""
@@ -19,13 +24,18 @@ DEFAULT = "default"
 
 @dataclass(slots=True)
 class ServeState:
-    """The engine, its limits and what is counted. One event loop uses it."""
+    """The engine, its limits and what is counted. One event loop uses it.
+
+    `archive` and `runner` are there while the server runs, if it has a folder for files and batches.
+    """
 
     keeper: Keeper
     settings: ServeSettings
     turnstile: Turnstile
     meter: Meter
     created: int = field(default_factory=lambda: int(time.time()))
+    archive: Archive | None = None
+    runner: BatchRunner | None = None
 
     def refuse_model(self, name: str) -> None:
         """Raise Refusal unless `name` is a name of the model that is served."""
@@ -36,6 +46,27 @@ class ServeState:
                 param="model",
                 code="model_not_found",
             )
+
+
+def archive_of(request: Request) -> Archive:
+    """Return where files and batches are kept. Raises Refusal where this server keeps none."""
+    archive = state_of(request).archive
+    if archive is None:
+        raise _no_archive()
+    return archive
+
+
+def runner_of(request: Request) -> BatchRunner:
+    """Return what runs batches. Raises Refusal where this server keeps none."""
+    runner = state_of(request).runner
+    if runner is None:
+        raise _no_archive()
+    return runner
+
+
+def _no_archive() -> Refusal:
+    text = "this server keeps no files and batches, as its log says: start it with a --state-dir of its own"
+    return Refusal(text, status=503, code="no_state_dir", headers={"X-Should-Retry": "false"})
 
 
 def state_of(request: Request) -> ServeState:
