@@ -96,6 +96,9 @@ class ServerOptions:
     max_prompts: Annotated[int, typer.Option(min=1, help="Most prompts of one request.")] = 1024
     max_n: Annotated[int, typer.Option(min=1, help="Most answers to one prompt.")] = 128
     request_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 600.0
+    restart_wait: Annotated[
+        float, typer.Option(min=0, help="Seconds that requests wait for an engine that is being restarted.")
+    ] = 4.0
     drain: Annotated[float, typer.Option(min=1, help="Seconds that requests have at SIGTERM.")] = 30.0
     metrics_port: Annotated[int, typer.Option(min=0, help="Port of metrics on 127.0.0.1; 0 is none.")] = 9090
     metrics_compat: Annotated[str, typer.Option(help="vllm: metrics also under vLLM's names.")] = ""
@@ -141,6 +144,7 @@ def _settings(model: str, server: ServerOptions) -> ServeSettings:
         max_prompts=server.max_prompts,
         max_n=server.max_n,
         request_timeout_s=server.request_timeout,
+        restart_wait_s=server.restart_wait,
         cors_origins=tuple(server.cors_origin or ()),
         metrics_compat=server.metrics_compat,
         folder=server.state_dir or default_cache_dir(os.environ) / "serve",

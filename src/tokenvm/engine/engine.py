@@ -111,10 +111,10 @@ class Engine:
             logits = self.runner.run(plan, self._tokens(plan), staged)
             choices = self._sample(plan, logits, staged.lost)
             scores = self._score(plan, logits, staged.lost)
+        begins, self._begun = self._begun, {}
         events = self._commit(plan, choices, staged.lost)
         self.account.step(plan, staged, began_s, self._clock.now_s())
         self.kvcache.rates = self.account.rates
-        begins, self._begun = self._begun, {}
         pages = (staged.resident_pages, staged.streamed_pages)
         return StepResult(events, choices, plan.tokens, *pages, scores, begins, began_s)
 

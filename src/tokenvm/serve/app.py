@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from tokenvm import __version__
 from tokenvm.errors import TokenVMError
-from tokenvm.serve import about, batch_runner, batches, chat, completions, files, responses
+from tokenvm.serve import about, batch_runner, batches, chat, completions, files, metrics, responses
 from tokenvm.serve.gate import Gate
 from tokenvm.serve.keeper import Keeper
 from tokenvm.serve.meter import Meter
@@ -34,6 +34,7 @@ ROUTERS: Final[tuple[Callable[[], APIRouter], ...]] = (
     about.models_router,
     about.health_router,
     about.tokens_router,
+    metrics.router,
 )
 """What makes the routes. Another group of endpoints is another entry."""
 
@@ -57,6 +58,7 @@ def create_app(keeper: Keeper, settings: ServeSettings) -> FastAPI:
         strict_content_type=False,
     )
     app.state.serve = state
+    app.state.metrics = metrics.Metrics(state)
     for make in ROUTERS:
         app.include_router(make())
     _answer_errors(app)

@@ -88,7 +88,8 @@ class CompletionChoices:
         self._state = state
         self._n = asked[0].params.n
         self._news = News(body.logprobs is not None or bool(body.return_token_ids))
-        self._lengths: dict[int, int] = {}  # place → characters of it that were told
+        self._begun: set[int] = set()
+        self._lengths: dict[int, int] = {}  # place → characters of its tokens that were told
 
     def __call__(self, index: int, output: RequestOutput) -> list[dict[str, Any]]:
         """Return the choices that tell what is new of the `index`-th prompt."""
@@ -99,11 +100,14 @@ class CompletionChoices:
         return [self._told(place, one, output) for place, one in told]
 
     def _told(self, place: int, one: CompletionOutput, output: RequestOutput) -> dict[str, Any]:
-        first = place not in self._lengths
+        first = place not in self._begun
+        self._begun.add(place)
         echo = _Echo(self._body, output, self._answer, self._state, silent=not first)
         begin = self._lengths.get(place, 0)
         choice = _choice(self._body, one, self._answer, echo, place, begin)
-        self._lengths[place] = begin + len(choice["text"])
+        scores = choice["logprobs"]
+        if scores is not None:  # offsets count the texts of tokens, whether or not they are characters yet
+            self._lengths[place] = begin + sum(map(len, scores["tokens"]))
         return choice
 
 

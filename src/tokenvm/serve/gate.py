@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -46,6 +47,10 @@ class Gate:
             await self._admit(scope, receive, passage)
         except ClientGone:
             passage.status = CLIENT_GONE
+        except asyncio.CancelledError:
+            text = "the server is stopping and this took too long: ask again elsewhere or later"
+            await passage.refuse(Refusal(text, status=503, code="stopping"))
+            raise
         except Exception:
             LOG.exception("request failed", extra={"fields": {"request_id": passage.id}})
             await passage.refuse(Refusal("the server failed, and says why in its log", status=500))

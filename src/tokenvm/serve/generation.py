@@ -50,13 +50,17 @@ async def stream(state: ServeState, asked: Sequence[Asked]) -> AsyncGenerator[In
 
     One task iterates and closes it.
     """
-    produced = [0] * len(asked)
+    produced, last_s = [0] * len(asked), [0.0] * len(asked)
     deadline_s = asyncio.get_running_loop().time() + state.settings.request_timeout_s
     async with _engine(state, asked) as llm:
         one = len(asked) == 1
         parts = _one(llm, asked[0], deadline_s) if one else _merged(llm, asked, deadline_s)
         async with aclosing(parts):
             async for index, output in parts:
+                now_s = asyncio.get_running_loop().time()
+                if produced[index]:
+                    state.meter.gap(now_s - last_s[index])
+                last_s[index] = now_s
                 produced[index] += sum(len(one.token_ids) for one in output.outputs)
                 if output.finished:
                     state.meter.end(output, asked[index].params, produced[index])

@@ -82,8 +82,8 @@ def refusal_of(error: TokenVMError) -> Refusal:
 
 
 def refusal_of_body(errors: Sequence[Any]) -> Refusal:
-    """Say what is wrong with a body, by the first of pydantic's errors, which names the field."""
-    first = errors[0]
+    """Say what is wrong with a body, by one of pydantic's errors, which names the field."""
+    first = _plainest(errors)
     if first["type"] == "json_invalid":
         return Refusal(
             f"the body is not JSON ({first.get('ctx', {}).get('error', 'malformed')}): send a JSON object",
@@ -101,6 +101,17 @@ def refusal_of_body(errors: Sequence[Any]) -> Refusal:
         text = f"{field or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
     where = first.get("ctx", {}).get("field", field)
     return Refusal(text, param=where, code=_CODES.get(first["type"]))
+
+
+def _plainest(errors: Sequence[Any]) -> Any:
+    """Return the first error or, where a field may be several things, that of the one which was meant."""
+    alike = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    return max(alike, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
+
+
+def _whole(text: str | None) -> str | None:
+    """Replace what is no character: clients may send halves of one, and an answer must be text."""
+    return None if text is None else text.encode("utf-8", "replace").decode()
 
 
 def _is_branch(step: object) -> bool:

@@ -18,6 +18,7 @@ import uvloop
 from tokenvm.errors import ConfigError
 from tokenvm.serve.app import create_app
 from tokenvm.serve.keeper import Keeper, Make
+from tokenvm.serve.metrics import export_on_port
 from tokenvm.serve.settings import ServeSettings
 
 LOG: Final = logging.getLogger("tokenvm.serve")
@@ -52,7 +53,9 @@ async def _serve(
     make: Make, settings: ServeSettings, binding: Binding, listener: socket.socket, announce: Announce
 ) -> None:
     async with Keeper(make) as keeper:
-        server = _Server(_config(create_app(keeper, settings), binding))
+        app = create_app(keeper, settings)
+        export_on_port(app.state.metrics, binding.metrics_port)
+        server = _Server(_config(app, binding))
         listener.listen(BACKLOG)
         announce(keeper.llm.plan, listener.getsockname()[1])
         await server.serve(sockets=[listener])
