@@ -21,7 +21,12 @@ Limit = Annotated[int, Query(ge=1, le=10_000)]
 def router() -> APIRouter:
     """Return the routes."""
     routes = APIRouter()
+    _add_many(routes)
+    _add_one(routes)
+    return routes
 
+
+def _add_many(routes: APIRouter) -> None:
     @routes.post("/v1/files", summary="Upload a file of requests", responses={**DOCUMENTED})
     async def create_file(
         request: Request,
@@ -45,6 +50,8 @@ def router() -> APIRouter:
         ordered = [one.as_dict() for one in (found if order == "desc" else reversed(found))]
         return Json(listed(ordered, limit, after))
 
+
+def _add_one(routes: APIRouter) -> None:
     @routes.get("/v1/files/{file_id}", summary="Describe a file", responses={**DOCUMENTED})
     async def describe_file(file_id: str, request: Request) -> Response:
         return Json((await find(archive_of(request), file_id)).as_dict())
@@ -61,8 +68,6 @@ def router() -> APIRouter:
         archive = archive_of(request)
         path = archive.path(await find(archive, file_id))
         return FileResponse(path, media_type="application/octet-stream")
-
-    return routes
 
 
 async def find(archive: Archive, file_id: str, param: str | None = None) -> StoredFile:

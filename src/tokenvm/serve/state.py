@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from fastapi import Request
 
-from tokenvm.serve.archive import Archive
+from tokenvm.serve.archive import Archive, Record
 from tokenvm.serve.keeper import Keeper
 from tokenvm.serve.meter import Meter
 from tokenvm.serve.refusal import Refusal
 from tokenvm.serve.settings import ServeSettings
 from tokenvm.serve.turnstile import Turnstile
 
-if TYPE_CHECKING:
-    from tokenvm.serve.batch_runner import BatchRunner
-
 DEFAULT = "default"
 """A name of whatever model is served."""
+
+
+class RunsBatches(Protocol):
+    """Where batches are begun and cancelled."""
+
+    def begin(self, record: Record) -> None:
+        """Go on with a batch."""
+
+    async def cancel(self, id_: str) -> Record:
+        """Stop a batch, unless it has ended meanwhile; return it as it is now."""
 
 
 @dataclass(slots=True)
@@ -35,7 +42,7 @@ class ServeState:
     meter: Meter
     created: int = field(default_factory=lambda: int(time.time()))
     archive: Archive | None = None
-    runner: BatchRunner | None = None
+    runner: RunsBatches | None = None
 
     def refuse_model(self, name: str) -> None:
         """Raise Refusal unless `name` is a name of the model that is served."""
@@ -56,7 +63,7 @@ def archive_of(request: Request) -> Archive:
     return archive
 
 
-def runner_of(request: Request) -> BatchRunner:
+def runner_of(request: Request) -> RunsBatches:
     """Return what runs batches. Raises Refusal where this server keeps none."""
     runner = state_of(request).runner
     if runner is None:
