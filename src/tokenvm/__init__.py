@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tokenvm.llm import LLM
     from tokenvm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
     from tokenvm.schedule.sampling_params import SamplingParams
+    from tokenvm.schedule.structured_outputs import StructuredOutputsParams
     from tokenvm.tensor_memory import MemoryHint
     from tokenvm.tensors import PagedTensor
 
@@ -53,6 +54,7 @@ __all__ = [
     "SamplingParams",
     "StorageError",
     "StreamChunk",
+    "StructuredOutputsParams",
     "TokenVMError",
     "disable_paging",
     "enable_paging",
@@ -84,6 +86,7 @@ def _home(name: str) -> str:
         "PagedMemory": "bridges.paged_memory",
         "PagedTensor": "tensors",
         "SamplingParams": "schedule.sampling_params",
+        "StructuredOutputsParams": "schedule.structured_outputs",
         "disable_paging": "bridges.patch",
         "enable_paging": "bridges.patch",
         "paged_activations": "bridges.autograd",

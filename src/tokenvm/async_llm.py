@@ -33,7 +33,7 @@ from tokenvm.engine_process.requests import Requests
 from tokenvm.errors import EngineDeadError, RequestError, TokenVMError
 from tokenvm.models.progress import Report, silent
 from tokenvm.outputs import RequestOutput
-from tokenvm.prompts import Prompt, salt_of
+from tokenvm.prompts import Prompt, ready, salt_of
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
@@ -76,7 +76,8 @@ class AsyncLLM:
             "enable_prefix_caching": enable_prefix_caching,
             "warm_up": warm_up,
         }
-        self._start = Start(str(model), {} if memory is None else memory.chosen(), dtype, numbers)
+        chosen = {} if memory is None else memory.chosen()
+        self._start = Start(str(model), chosen, dtype, numbers, str(tokenizer or ""))
         self._tokenizer_folder = tokenizer
         self._progress = progress
         self._clock = RealClock()
@@ -139,8 +140,7 @@ class AsyncLLM:
         Raises:
             RequestError: the request is not possible. StorageError: there is no room for its pages. EngineDeadError.
         """
-        params = sampling_params or SamplingParams()
-        one = await self._submit(prompt, params, request_id, priority, cache_salt, False)
+        one = await self._submit(prompt, sampling_params, request_id, priority, cache_salt, False)
         try:
             ended = False
             while not ended:
@@ -160,8 +160,7 @@ class AsyncLLM:
         cache_salt: str = "",
     ) -> RequestOutput:
         """Return the last output of `generate`, at less cost: nobody is woken for each token. Raises the same."""
-        params = sampling_params or SamplingParams()
-        one = await self._submit(prompt, params, request_id, priority, cache_salt, True)
+        one = await self._submit(prompt, sampling_params, request_id, priority, cache_salt, True)
         try:
             return await one.end()
         finally:
@@ -226,14 +225,15 @@ class AsyncLLM:
         self._listener = asyncio.create_task(self._listen(self._connection))
 
     async def _submit(
-        self, prompt: Prompt, params: SamplingParams, name: str | None, priority: int, salt: str, whole: bool
+        self, prompt: Prompt, how: SamplingParams | None, name: str | None, rank: int, salt: str, whole: bool
     ) -> InFlight:
         self._refuse_dead()
         ids, said = await read_aside(prompt, self._tokenizer)
         self._count += 1
         wired, now_s = str(self._count), self._clock.now_s()
         name = name or f"request-{wired}"
-        request = Request(name, ids, params, now_s, priority, cache_salt=salt_of(prompt, salt))
+        params, salt = ready(how, self._tokenizer), salt_of(prompt, salt)
+        request = Request(name, ids, params, now_s, rank, cache_salt=salt)
         if name in self._names:
             raise RequestError(f"a request {name!r} has not finished: give each an id of its own")
         one = InFlight(wired, Collector(request, said, self._tokenizer, self._ready.ends, streams=not whole))

@@ -24,6 +24,7 @@ class ChatTemplate:
     """A compiled template, or the absence of one. `tokens`: the special tokens a template may name."""
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
+        self.source = source
         self.is_present = bool(source)
         self._tokens = dict(tokens)
         try:

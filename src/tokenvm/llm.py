@@ -22,7 +22,7 @@ from tokenvm.models.fetch import default_cache_dir, resolve_model
 from tokenvm.models.progress import Report, silent
 from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.outputs import RequestOutput, StreamChunk
-from tokenvm.prompts import Prompt, read_prompt, salt_of
+from tokenvm.prompts import Prompt, read_prompt, ready, salt_of
 from tokenvm.schedule.plan import FinishedEvent
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
@@ -84,7 +84,7 @@ class LLM:
 
     def _start(self, model: LoadedModel, tokenizer: Tokenizer, settings: Settings) -> None:
         self.model = model
-        self.engine: Engine = build_engine(model, settings)
+        self.engine: Engine = build_engine(model, settings, tokenizer=lambda: tokenizer)
         self._tokenizer = tokenizer
         self._clock = RealClock()
         self._requests = 0
@@ -193,6 +193,7 @@ class LLM:
         salt = salt_of(prompt, salt)
         name = f"request-{self._requests}"
         self._requests += 1
+        params = ready(params, self._tokenizer)
         request = Request(name, ids, params, self._clock.now_s(), priority, cache_salt=salt)
         ends = self.model.spec.eos_token_ids
         return request, Collector(request, text, self._tokenizer, ends, streams=streams)

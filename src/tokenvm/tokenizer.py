@@ -63,6 +63,15 @@ class Tokenizer:
         """Whether conversations can be turned into prompts."""
         return self._template.is_present
 
+    @property
+    def chat_template(self) -> str:
+        """The source of the chat template, empty where there is none."""
+        return self._template.source
+
+    def as_json(self) -> str:
+        """Describe it as a tokenizer.json does."""
+        return str(self._backend.to_str())
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Turn text into token ids; `add_special_tokens` adds what the model wants at the start, if anything.
 

@@ -47,6 +47,7 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "uvicorn": ("serve",),
     "typer": ("cli", "cli_bench", "cli_config", "cli_disk", "cli_options", "cli_serve"),
     "msgspec": ("engine_process", "serve"),
+    "llguidance": ("engine.sampling",),
     "rich": ("cli", "cli_bench", "cli_config", "cli_disk", "bench", "serve", "bridges", "llm"),
     f"{PACKAGE}._native": ("kernels.native", "memory.cpu"),
 }

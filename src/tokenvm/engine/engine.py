@@ -57,7 +57,7 @@ class Engine:
         runner: Runner,
         clock: Clock,
         plan: StartupPlan,
-        seed: int = 0,
+        sampler: Sampler,
     ) -> None:
         self.plan = plan
         self.scheduler = scheduler
@@ -65,7 +65,7 @@ class Engine:
         self.runner = runner
         self.account = Account(kvcache.vm)
         self._clock = clock
-        self._sampler = Sampler(scheduler.limits.vocab_size, scheduler.limits.eos_token_ids, seed)
+        self._sampler = sampler
         self._closed = False
         self._followed = True  # what was planned last was carried out
         self._rescue = Rescue(scheduler, kvcache, clock)
@@ -87,6 +87,7 @@ class Engine:
         self._settle()
         seqs = self.scheduler.add(request)
         try:
+            self._sampler.expect(request)
             self._reserve(request.request_id)
             for seq in seqs:
                 self.kvcache.announce(seq, request.prompt_token_ids, request.cache_salt)
@@ -157,6 +158,7 @@ class Engine:
         """Stop all copies and give the memory back; idempotent. Nothing can be asked of the engine any more."""
         if not self._closed:
             self._closed = True
+            self._sampler.close()
             self.kvcache.close()
 
     def _plan(self) -> Plan:
@@ -224,11 +226,21 @@ class Engine:
             if span.seq not in lost:
                 self.kvcache.commit(span.seq, span.count, self.scheduler.sequence(span.seq).tokens)
         events = self.scheduler.commit(plan, {seq: choice.token for seq, choice in choices.items()}, lost)
+        events += self._end_broken(choices)
         self._release(events)
         if plan.spills:
             self.kvcache.write_behind()
         self.kvcache.vm.keeping.tend()
         return tuple(events)
+
+    def _end_broken(self, choices: dict[SeqId, Choice]) -> list[Event]:
+        """Abort requests whose grammar turned out too large to be followed to its end."""
+        names = {
+            self.scheduler.sequence(seq).request.request_id
+            for seq in self._sampler.broken(choices)
+            if seq in self.scheduler
+        }
+        return [event for name in sorted(names) for event in self.scheduler.abort(name)]
 
     def _release(self, events: Sequence[Event]) -> None:
         self._sampler.forget(event.seq for event in events if isinstance(event, FinishedEvent))

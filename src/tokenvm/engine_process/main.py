@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import traceback
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -29,6 +30,7 @@ from tokenvm.errors import TokenVMError
 from tokenvm.llm import make_settings
 from tokenvm.models.fetch import resolve_model
 from tokenvm.models.progress import Progress
+from tokenvm.tokenizer import Tokenizer
 
 LAST_WORDS_S: Final = 2.0
 """How long an engine that ends waits for the front process to take its last message."""
@@ -84,7 +86,9 @@ def _make(start: Start, channel: Channel) -> Engine:
     report(Progress(f"Loading the weights of {start.model}"))
     model = load_any_model(folder, start.dtype)
     report(Progress("Making the engine"))
-    engine = build_engine(model, make_settings(MemoryConfig.model_validate(start.memory), **start.numbers))
+    settings = make_settings(MemoryConfig.model_validate(start.memory), **start.numbers)
+    spoken = Path(start.tokenizer or folder)
+    engine = build_engine(model, settings, tokenizer=lambda: Tokenizer.from_folder(spoken))
     channel.send(Ready(str(folder), frozenset(model.spec.eos_token_ids), engine.plan.as_dict()))
     channel.flush()
     return engine

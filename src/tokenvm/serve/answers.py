@@ -38,7 +38,11 @@ class Answer:
     @classmethod
     def to(cls, request: Request, body: SamplingBody, prefix: str) -> Answer:
         """Begin the answer to a request; its id is the client's own, where it sent one."""
-        state = state_of(request)
+        return cls.of(state_of(request), body, prefix)
+
+    @classmethod
+    def of(cls, state: ServeState, body: SamplingBody, prefix: str) -> Answer:
+        """Begin the answer to a body."""
         named = by_id if body.return_tokens_as_token_ids else state.keeper.llm.get_tokenizer().token_text
         name = body.request_id or uuid.uuid4().hex
         return cls(f"{prefix}-{name}", int(time.time()), state.settings.model, named)

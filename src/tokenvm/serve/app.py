@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from tokenvm import __version__
 from tokenvm.errors import TokenVMError
-from tokenvm.serve import about, chat, completions, metrics
+from tokenvm.serve import about, batch_runner, batches, chat, completions, files, metrics, responses
 from tokenvm.serve.gate import Gate
 from tokenvm.serve.keeper import Keeper
 from tokenvm.serve.meter import Meter
@@ -28,6 +28,9 @@ from tokenvm.serve.wire import Json
 ROUTERS: Final[tuple[Callable[[], APIRouter], ...]] = (
     chat.router,
     completions.router,
+    responses.router,
+    files.router,
+    batches.router,
     about.models_router,
     about.health_router,
     about.tokens_router,
@@ -37,7 +40,7 @@ ROUTERS: Final[tuple[Callable[[], APIRouter], ...]] = (
 
 Service = Callable[[ServeState], AbstractAsyncContextManager[None]]
 
-SERVICES: Final[tuple[Service, ...]] = ()
+SERVICES: Final[tuple[Service, ...]] = (batch_runner.batches,)
 """What runs beside requests, from the server's start to its end."""
 
 

@@ -11,8 +11,10 @@ from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.serve.generation import Asked
 from tokenvm.serve.refusal import Refusal
 from tokenvm.serve.schema import SamplingBody
-from tokenvm.serve.schema_text import ChatBody, Message, TokenizeBody
+from tokenvm.serve.schema_text import ChatBody, TokenizeBody
+from tokenvm.serve.shape import shape_of
 from tokenvm.serve.state import ServeState
+from tokenvm.serve.talk import talk_of
 from tokenvm.tokenizer import Tokenizer
 
 SHARED: Final = (
@@ -31,6 +33,8 @@ SHARED: Final = (
     "prompt_logprobs",
     "skip_special_tokens",
     "include_stop_str_in_output",
+    "allowed_token_ids",
+    "bad_words",
 )
 """Fields that mean in a body what they mean in SamplingParams."""
 
@@ -45,6 +49,7 @@ def params_of(body: SamplingBody, state: ServeState, **more: Any) -> SamplingPar
         given["stop"] = body.stop
     if body.logit_bias:
         given["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
+    given["structured_outputs"] = shape_of(body)
     params = SamplingParams(**(given | more))
     if params.n > state.settings.max_n:
         text = f"n={params.n} is more than this server gives: ask for at most {state.settings.max_n}"
@@ -67,8 +72,8 @@ async def ids_of_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool 
 
 async def ids_of_talk(tokenizer: Tokenizer, body: ChatBody | TokenizeBody, **names: Any) -> list[int]:
     """Return the token ids of a conversation as the model's template has it; `names` are further ones for that."""
-    messages = [_plain(message) for message in body.messages or ()]
-    more = {**(body.chat_template_kwargs or {}), **names}
+    messages, tools = talk_of(body, tokenizer)
+    more = {**(body.chat_template_kwargs or {}), **tools, **names}
     if sum(len(message["content"]) for message in messages) >= LONG_TEXT:
         text = await asyncio.to_thread(_rendered, tokenizer, messages, body, more)
     else:
@@ -87,15 +92,6 @@ def cut_to_last(ids: list[int], body: SamplingBody, state: ServeState) -> list[i
             param="truncate_prompt_tokens",
         )
     return ids[-(state.keeper.llm.plan["max_model_len"] - 1 if count == -1 else count) :]
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    """Return a message as templates expect it; few know the role `developer`, which means `system`."""
-    plain = message.model_dump(exclude_none=True)
-    plain["role"] = "system" if message.role == "developer" else message.role
-    if not isinstance(message.content, str):
-        plain["content"] = "".join(part.text for part in message.content)
-    return plain
 
 
 def _rendered(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -40,14 +40,7 @@ NOT_SERVED: Final[Mapping[str, tuple[Harmless, str]]] = {
     "documents": (([],), "put them into messages"),
     "kv_transfer_params": ((), "leave it out"),
     "logprob_token_ids": ((), "use logprobs"),
-    "allowed_token_ids": ((), "leave it out"),
-    "bad_words": (([],), "leave it out"),
     "use_beam_search": ((False,), "leave it out, or send false"),
-    "response_format": (({"type": "text"},), 'leave it out, or send {"type": "text"}'),
-    "structured_outputs": ((), "leave it out"),
-    "tools": (([],), "leave it out"),
-    "tool_choice": (("none", "auto"), "leave it out"),
-    "parallel_tool_calls": ((True, False), "leave it out"),
 }
 """Field that clients know and this server does not serve → values that change nothing, and what to do instead."""
 
@@ -80,6 +73,34 @@ class StreamOptions(Body):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class NamedSchema(Body):
+    """The schema of a `response_format`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """OpenAI's way to say what an answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+
+class Structure(Body):
+    """vLLM's way: the fields of StructuredOutputsParams."""
+
+    json_: Annotated[str | dict[str, Any] | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool | None = None
 
 
 class SamplingBody(Body):
@@ -121,6 +142,10 @@ class SamplingBody(Body):
     priority: Whole | None = None
     cache_salt: Word | None = None
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")] | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: list[NotEmpty] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: Structure | None = None
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> SamplingBody:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from tokenvm.schedule.sampling_params import MAX_N
-from tokenvm.serve.schema import Body, Logprobs, SamplingBody, TokenIds, Word
+from tokenvm.serve.schema import Body, Harmless, Logprobs, SamplingBody, TokenIds, Word
+from tokenvm.serve.schema_tools import Tool, ToolCall, ToolChoice
 
 
 class TextPart(Body):
@@ -20,9 +23,27 @@ class TextPart(Body):
 class Message(Body):
     """One message of a conversation."""
 
+    not_served: ClassVar[Mapping[str, tuple[Harmless, str]]] = {
+        "annotations": (([],), "leave it out"),
+        "audio": ((), "leave it out"),
+        "function_call": ((), "use tool_calls"),
+        "refusal": ((), "leave it out"),
+    }
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
     name: Word | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Word | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and not self.tool_calls:
+            raise PydanticCustomError("missing", "content is missing: send a text", {"field": "content"})
+        if self.tool_calls and self.role != "assistant":
+            text = "tool_calls are the assistant's: leave them out of other messages"
+            raise PydanticCustomError("alone", text, {"field": "tool_calls"})
+        return self
 
 
 class ChatBody(SamplingBody):
@@ -35,6 +56,9 @@ class ChatBody(SamplingBody):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionBody(SamplingBody):
@@ -52,6 +76,7 @@ class TokenizeBody(Body):
     model: Word = "default"
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    tools: list[Tool] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
