@@ -63,7 +63,7 @@ class Engine:
         self.scheduler = scheduler
         self.kvcache = kvcache
         self.runner = runner
-        self.account = Account(kvcache.vm)
+        self.account = Account(kvcache.vm, clock)
         self._clock = clock
         self._sampler = Sampler(scheduler.limits.vocab_size, scheduler.limits.eos_token_ids, seed)
         self._closed = False
