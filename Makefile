@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard CMakeLists.txt csrc/*.cmake csrc/include/tokenvm/*.hpp csrc/src/*.cpp pyproject.toml)
 
-.PHONY: all build run test tiny format lint clean clean-all verify benchmark
+.PHONY: all build run test tiny format lint clean clean-all verify benchmark soak torture
 
 all: build lint test
 
@@ -39,6 +39,12 @@ tiny: build $(VENV)/.dev-installed
 
 verify: build $(VENV)/.dev-installed
 	$(BIN)/tokenvm verify --full
+
+soak: build $(VENV)/.dev-installed
+	$(BIN)/python benchmarks/soak.py --minutes 5
+
+torture: build $(VENV)/.dev-installed
+	$(BIN)/python benchmarks/torture.py
 
 benchmark: build $(VENV)/.dev-installed
 	scripts/benchmark

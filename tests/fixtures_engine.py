@@ -10,75 +10,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tokenvm.bench.toy import VOCAB_SIZE, tiny_model, tiny_spec
 from tokenvm.clock import Clock
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.budget import MIN_RING_PARTS, RING_SHARE, Needs, plan_budget
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.launch import Settings, build_engine, needs_of
-from tokenvm.kernels.linear import PackedMatrix, pack
 from tokenvm.memory.backend import DeviceBackend
 from tokenvm.memory.retry import BACK_OFF_S
 from tokenvm.memory.sim_copy import SimCopy
-from tokenvm.models.context import EndWeights, LayerWeights
-from tokenvm.models.spec import AttentionSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
-from tokenvm.models.weights.pack import LoadedModel, ModelWeights
+from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.schedule.plan import FinishedEvent, Plan
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.vocab import Tier
 
+__all__ = ["VOCAB_SIZE", "tiny_model", "tiny_spec"]
+
 BLOCK_TOKENS = 16
-VOCAB_SIZE = 97
 ATTEMPTS = 2 + len(BACK_OFF_S)
 """How often a part is read that is streamed: through the ring, then by itself, and as often again as it is retried."""
 MAX_STEPS = 2000
 """More than any test takes: an engine that makes no progress fails instead of hanging."""
-
-
-def tiny_spec(layers: int = 3, wide: bool = False) -> ModelSpec:
-    """Two query heads to each key head, heads of 32, pages of 16 tokens and 4 KiB parts (bf16); 32 KiB if `wide`."""
-    heads, head_dim = (8, 64) if wide else (2, 32)
-    return ModelSpec(
-        architecture="LlamaForCausalLM",
-        layers=layers,
-        hidden=64,
-        vocab_size=VOCAB_SIZE,
-        max_model_len=512,
-        attention=AttentionSpec(q_heads=2 * heads, kv_heads=heads, head_dim=head_dim, scale=head_dim**-0.5),
-        rope=RopeSpec(theta=10_000.0),
-        mlp=MlpSpec(intermediate=96),
-        norm=NormSpec(eps=1e-5),
-        tied_embeddings=False,
-        eos_token_ids=(2,),
-        bos_token_ids=(1,),
-    )
-
-
-def tiny_model(dtype: torch.dtype = torch.bfloat16, layers: int = 3, wide: bool = False) -> LoadedModel:
-    """The same random weights every time; attention reaches far back, so that a wrong page changes the tokens."""
-    spec = tiny_spec(layers, wide)
-    source = torch.Generator().manual_seed(11)
-
-    def matrix(rows: int, columns: int, size: float = 1.0) -> PackedMatrix:
-        return pack((torch.randn(rows, columns, generator=source) * size * columns**-0.5).to(dtype))
-
-    def norm() -> torch.Tensor:
-        return torch.rand(spec.hidden, generator=source) + 0.5
-
-    hidden, heads, inner = spec.hidden, spec.attention, spec.mlp.intermediate
-    blocks = tuple(
-        LayerWeights(
-            attn_norm=norm(),
-            qkv=matrix(heads.qkv_rows, hidden, 1.5),
-            o=matrix(hidden, heads.out_columns, 3.0),
-            mlp_norm=norm(),
-            gate_up=matrix(2 * inner, hidden),
-            down=matrix(hidden, inner),
-        )
-        for _ in range(layers)
-    )
-    ends = EndWeights(matrix(VOCAB_SIZE, hidden, 8.0), norm(), matrix(VOCAB_SIZE, hidden, 4.0))
-    return LoadedModel(spec, ModelWeights(dtype, blocks, ends))
 
 
 def needs(model: LoadedModel, kv_cache_dtype: str = "auto") -> Needs:

@@ -8,6 +8,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenvm.clock import Clock
+from tokenvm.engine.wear import Wear
 from tokenvm.metrics import overlap
 from tokenvm.residency.ledger import Ledger
 from tokenvm.residency.prefix_plan import Rates
@@ -22,8 +24,10 @@ _NAMES: Final[Mapping[Tier, str]] = {Tier.DEVICE: "device", Tier.HOST: "host", T
 class Account:
     """Counters since birth (or the last `restart`), fed once a step."""
 
-    def __init__(self, vm: MemoryManager) -> None:
+    def __init__(self, vm: MemoryManager, clock: Clock) -> None:
         self._vm = vm
+        self._clock = clock
+        self._wear = Wear(clock.now_s())
         self.restart()
 
     def restart(self) -> None:
@@ -80,6 +84,9 @@ class Account:
         return {
             "tiers": {name: self._tier(tier, ledger) for tier, name in _NAMES.items()},
             "moved_bytes": self.moved_bytes,
+            "nvme_written_last_day_bytes": self._wear.last_day_bytes(
+                self._clock.now_s(), self._vm.moved_bytes["nvme_write"]
+            ),
             "streamed_pages": self.streamed_pages,
             "overlap_ratio": self.both_s / self.copy_s if self.copy_s else 0.0,
             "hidden_ratio": self.both_s / self.hideable_s if self.hideable_s else 0.0,

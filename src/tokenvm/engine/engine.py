@@ -63,7 +63,7 @@ class Engine:
         self.scheduler = scheduler
         self.kvcache = kvcache
         self.runner = runner
-        self.account = Account(kvcache.vm)
+        self.account = Account(kvcache.vm, clock)
         self._clock = clock
         self._sampler = sampler
         self._closed = False
