@@ -213,6 +213,10 @@ class Ledger:
         """Taken slots of a tier."""
         return self._pools[tier].used
 
+    def writable(self, tier: Tier) -> bool:
+        """Whether anything may be put into a tier at all."""
+        return self._pools[tier].writable
+
     def high_water(self, tier: Tier) -> int:
         """The most slots of a tier that were ever taken."""
         return self._pools[tier].high_water
