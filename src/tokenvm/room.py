@@ -80,9 +80,10 @@ class Room:
 
     def make_on_disk(self, slots: int) -> None:
         """Let go of idle pages that lie on disk, at most `slots`, until as many slots are free there."""
-        for _ in range(slots - self._ledger.free(Tier.DISK)):
-            if not self._let_go(lambda unit: self._ledger.resident(unit, Tier.DISK)):
-                return
+        while (free := self._ledger.free(Tier.DISK)) < slots:
+            gone = self._let_go(lambda unit: self._ledger.resident(unit, Tier.DISK))
+            if not gone or self._ledger.free(Tier.DISK) == free:
+                return  # nobody is left, or it would not help
 
     def idle_to_write(self, running: Sequence[Pages]) -> list[UnitId]:
         """Return idle pages without a copy below, in the order they leave, once three quarters of the device are taken.
@@ -164,7 +165,7 @@ class Room:
         """
         if not choose_idle(1, self._ledger, self._policy, needed, room=1):
             return self._let_go(lambda unit: self._ledger.resident(unit, Tier.DEVICE))
-        return [self._let_go(lambda _: True) for _ in range(slots)].count(True) > 0
+        return [self._let_go(self._takes_room) for _ in range(slots)].count(True) > 0
 
     def _unranked(self, needed: Set[UnitId]) -> list[UnitId]:
         """Pages of sequences at rest, under a policy that has no victims."""
@@ -178,7 +179,12 @@ class Room:
         return any(map(self._lies_below, self._index.first_to_go(lambda _: True)))
 
     def _lies_below(self, unit: UnitId) -> bool:
-        return any(self._ledger.resident(unit, tier) for tier in (Tier.HOST, Tier.DISK))
+        """Whether its slot below the device is of use to others."""
+        tiers = [tier for tier in (Tier.HOST, Tier.DISK) if self._ledger.writable(tier)]
+        return any(self._ledger.resident(unit, tier) for tier in tiers)
+
+    def _takes_room(self, unit: UnitId) -> bool:
+        return self._lies_below(unit) or self._ledger.resident(unit, Tier.DEVICE)
 
     def _keep_promise(self, most: int) -> list[Victim]:
         """Return at most so many of those chosen before who may still leave at once; a promise is kept once."""
