@@ -19,7 +19,7 @@ class Moves:
     """One owner. `policy` hears who came to the device; `sweep` is called when slots may have come free."""
 
     def __init__(
-        self, ledger: Ledger, transfers: TransferEngine, policy: Policy, sweep: Callable[[], None]
+        self, ledger: Ledger, transfers: TransferEngine, policy: Policy[UnitId], sweep: Callable[[], None]
     ) -> None:
         self._ledger = ledger
         self._transfers = transfers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from tokenvm.open_pages import OpenPages
 from tokenvm.pauses import Pauses
@@ -107,6 +108,22 @@ class Sequences:
     def prefix_stats(self) -> PrefixStats:
         """What was found, in tokens. `vm.room.reclaimed_pages` were let go of."""
         return self._prefixes.stats
+
+    @property
+    def policy_stats(self) -> dict[str, Any]:
+        """What the policy of kept pages found, beside LRU and a cache without limit, as plain values."""
+        name, ruling = self.vm.index.policy_names
+        rates = self.vm.index.proof.rates
+        return {
+            "name": name,
+            "ruling": ruling,
+            "asked_pages": rates.asked_pages,
+            "hit_rate": rates.hit_rate,
+            "shadow_lru_hit_rate": rates.lru,
+            "infinite_hit_rate": rates.bound,
+            "gain_over_lru": rates.hit_rate - rates.lru,
+            "regret": rates.regret,
+        }
 
     def forget_prefixes(self) -> None:
         """Let go of every page that no sequence owns; none that is owned now will outlive its sequences."""

@@ -134,6 +134,7 @@ class Engine:
         return {
             **self.account.as_dict(),
             "prefix_cache": self.kvcache.prefix_stats.as_dict(),
+            "policy": self.kvcache.policy_stats,
             "requests": self.scheduler.counts,
         }
 

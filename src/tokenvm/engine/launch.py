@@ -31,7 +31,7 @@ from tokenvm.memory.layout import PageLayout
 from tokenvm.memory.tier import NullStore, TierStore
 from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.open_pages import OpenPages, passing_bytes
-from tokenvm.residency.policy.registry import make_policy
+from tokenvm.residency.policy.registry import make_device_policy, make_policy
 from tokenvm.schedule.limits import Limits
 from tokenvm.schedule.scheduler import Scheduler
 from tokenvm.vm import MemoryManager
@@ -204,7 +204,9 @@ def _memory(
     disk: TierStore = NullStore(Tier.DISK, layout)
     if budget.disk_bytes:
         disk = DiskStore(settings.disk_path, budget.disk_bytes, layout, codec=codec)
-    return MemoryManager(backend, arena, (host, disk), budget.ring_slots, make_policy(settings.memory.policy))
+    name = settings.memory.policy
+    policy = make_device_policy(name, budget.device_slots)
+    return MemoryManager(backend, arena, (host, disk), budget.ring_slots, policy, make_policy(name))
 
 
 def _assemble(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings) -> Engine:
