@@ -27,7 +27,7 @@ _WRITE_ATTEMPTS = 2 * IN_A_ROW  # by then a tier that fails is closed
 class Room:
     """Owners of units come and go here too, so that a page nobody needs is known to be idle at once."""
 
-    def __init__(self, ledger: Ledger, policy: Policy, index: PrefixIndex, moves: Moves) -> None:
+    def __init__(self, ledger: Ledger, policy: Policy[UnitId], index: PrefixIndex, moves: Moves) -> None:
         self._ledger = ledger
         self._policy = policy
         self._index = index
@@ -146,16 +146,20 @@ class Room:
                 self._index.idle(unit)
                 self._policy.touch(unit)
 
-    def forget(self, unit: UnitId) -> None:
-        """Let an indexed page go for good, with all that go on from it. Who else owns one keeps it."""
-        gone = self._index.remove(unit)
+    def forget(self, unit: UnitId, *, evicted: bool = False) -> None:
+        """Let an indexed page go for good, with all that go on from it. Who else owns one keeps it.
+
+        `evicted`: for want of room.
+        """
+        gone = self._index.remove(unit, evicted=evicted)
         self.reclaimed_pages += sum(self._ledger.owners(one) == 1 for one in gone)
         self.release(gone)
 
     def _let_go(self, allowed: Callable[[UnitId], bool]) -> bool:
+        self._index.crowded()
         first = self._index.first_to_go(allowed)
         for unit in first:
-            self.forget(unit)
+            self.forget(unit, evicted=True)
         return bool(first)
 
     def _let_go_for_idle(self, slots: int, needed: Set[UnitId]) -> bool:
@@ -210,12 +214,12 @@ class Room:
             return Answer.HIT
         if not self._index.is_idle(unit):
             return Answer.MISS
-        self.forget(unit)  # what cannot be written and nobody needs
+        self.forget(unit, evicted=True)  # what cannot be written and nobody needs
         return Answer.HIT
 
     def _drop(self, unit: UnitId) -> None:
         self._ledger.drop(unit, Tier.DEVICE)
-        self._policy.remove(unit)
+        self._policy.evict(unit)
 
     def _demote(self, unit: UnitId) -> None:
         """Start writing a page down; where the disk has less space than its limit says, where an idle page lies."""

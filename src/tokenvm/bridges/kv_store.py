@@ -40,9 +40,9 @@ class KvStore:
     def __init__(self, vm: MemoryManager, geometry: PartGeometry) -> None:
         self.vm = vm
         self.geometry = geometry
-        self.kv = KVCache(vm, geometry.block_tokens, b"", RealClock(), prefix_caching=False)
-        self.account = Account(vm)
         self._clock = RealClock()
+        self.kv = KVCache(vm, geometry.block_tokens, b"", self._clock, prefix_caching=False)
+        self.account = Account(vm, self._clock)
         self._names = 0
         self._step: tuple[KvStep, Rows, npt.NDArray[np.bool_], float] | None = None
 

@@ -151,6 +151,7 @@ class Engine:
             **self.account.as_dict(),
             "kept": self.kvcache.kept,
             "prefix_cache": self.kvcache.prefix_stats.as_dict(),
+            "policy": self.kvcache.policy_stats,
             "requests": {**self.scheduler.counts, "set_back": self._rescue.set_back_sequences},
         }
 

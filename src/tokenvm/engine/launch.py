@@ -33,7 +33,6 @@ from tokenvm.memory.kept_size import geometry_of_store
 from tokenvm.memory.layout import PageLayout
 from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.open_pages import OpenPages, passing_bytes
-from tokenvm.residency.policy.registry import make_policy
 from tokenvm.schedule.limits import Limits
 from tokenvm.schedule.scheduler import Scheduler
 from tokenvm.tokenizer import Tokenizer
@@ -241,8 +240,8 @@ def _memory(
 ) -> MemoryManager:
     backend.use(codec)
     disk = Disk(settings.disk_path, budget.disk_bytes, codec, keep)
-    policy = make_policy(settings.memory.policy)
-    return open_memory(backend, layout, budget, disk, policy, clock, settings.poison, settings.warm_up)
+    name = settings.memory.policy
+    return open_memory(backend, layout, budget, disk, name, clock, settings.poison, settings.warm_up)
 
 
 def _assemble(
