@@ -9,6 +9,7 @@ import torch
 from tokenvm.kernels.linear import gather_rows, linear
 from tokenvm.kernels.norm import rms_norm
 from tokenvm.kernels.tape import Tape
+from tokenvm.kernels.weight_memory import huge_bytes
 from tokenvm.models.context import EndWeights, ForwardContext, LayerWeights
 from tokenvm.models.spec import ModelSpec
 
@@ -30,12 +31,20 @@ class Activations:
     @classmethod
     def allocate(cls, spec: ModelSpec, rows: int, dtype: torch.dtype) -> Activations:
         """Buffers for at most `rows` tokens, contents undefined."""
+        fields = (
+            (spec.hidden, torch.float32),
+            (spec.hidden, dtype),
+            (spec.attention.qkv_rows, torch.float32),
+            (spec.attention.out_columns, dtype),
+            (spec.mlp.intermediate, dtype),
+        )
+        sizes = [_aligned(rows * width * kind.itemsize) for width, kind in fields]
+        kept = huge_bytes(sum(sizes)).split(sizes)
         return cls(
-            hidden=torch.empty(rows, spec.hidden),
-            normed=torch.empty(rows, spec.hidden, dtype=dtype),
-            qkv=torch.empty(rows, spec.attention.qkv_rows),
-            attended=torch.empty(rows, spec.attention.out_columns, dtype=dtype),
-            gated=torch.empty(rows, spec.mlp.intermediate, dtype=dtype),
+            *(
+                part[: rows * width * kind.itemsize].view(kind).view(rows, width)
+                for part, (width, kind) in zip(kept, fields, strict=True)
+            )
         )
 
     @staticmethod
@@ -43,6 +52,11 @@ class Activations:
         """Bytes that each further token adds."""
         fp32 = spec.hidden + spec.attention.qkv_rows
         return 4 * fp32 + dtype.itemsize * (spec.hidden + spec.attention.out_columns + spec.mlp.intermediate)
+
+
+def _aligned(nbytes: int) -> int:
+    """The next multiple of a cache line."""
+    return -(-nbytes // 64) * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,7 @@ class Decoder:
         return tape
 
     def _logits(self, ctx: ForwardContext, ends: EndWeights) -> torch.Tensor:
-        hidden = self.buffers.hidden[ctx.sample_rows]
+        rows = self.buffers.hidden.numpy().take(ctx.sample_rows.numpy(), axis=0)
+        hidden = torch.from_numpy(rows)  # torch's own threads would spin on the kernels' cores afterwards
         normed = rms_norm(hidden, ends.final_norm, self.spec.norm.eps, self.buffers.normed.dtype)
         return linear(normed, ends.lm_head)
