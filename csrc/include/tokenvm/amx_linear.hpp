@@ -16,7 +16,7 @@ inline void tile_rows(const bf16* x, std::int64_t columns, std::int64_t row_begi
     for (std::int64_t k = 0; k < padded; k += 32, target += kTile) {
       const std::int64_t valid = r >= row_end ? 0 : columns - k < 32 ? columns - k : 32;
       const __mmask32 mask = valid == 32 ? ~0u : (1u << valid) - 1u;
-      _mm512_store_si512(target, _mm512_maskz_loadu_epi16(mask, x + r * columns + k));
+      _mm512_store_si512(target, _mm512_maskz_loadu_epi16(mask, x + (r - row_begin) * columns + k));
     }
   }
 }
@@ -60,9 +60,11 @@ class Pending {
     const bool gated = job_.epilogue == Epilogue::kSiluMul;
     const std::int64_t width = gated ? job_.outputs / 2 : job_.outputs, size = gated && job_.narrow ? 2 : 4;
     const std::int64_t rows = job_.row_end - row;
+    near_rows_ = rows < 32 ? rows : 32, near_bytes_ = (gated ? N / 2 : N) * 16 * size;
     near_ = static_cast<char*>(job_.out) + (row * width + n * 16) * size, pitch_ = width * size;
-    near_bytes_ = (gated ? N / 2 : N) * 16 * size;
-    near_rows_ = rows < 32 ? rows : 32;
+    if (!job_.prepared) return;
+    near_ = static_cast<char*>(job_.out) + (row * width + n / 2 * kTile) * 2, pitch_ = 64;
+    if (n % 2 == 1) near_rows_ = 0;  // the other half of the same lines
   }
 
   // The lines of at most so many rows.

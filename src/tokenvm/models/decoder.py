@@ -8,6 +8,7 @@ import torch
 
 from tokenvm.kernels.linear import gather_rows, linear
 from tokenvm.kernels.norm import rms_norm
+from tokenvm.kernels.rows import MatrixRows, matrix_rows_bytes
 from tokenvm.kernels.tape import Tape
 from tokenvm.kernels.weight_memory import huge_bytes
 from tokenvm.models.context import EndWeights, ForwardContext, LayerWeights
@@ -18,40 +19,46 @@ from tokenvm.models.spec import ModelSpec
 class Activations:
     """Buffers of one forward pass, each with a row per token.
 
-    `hidden` is the residual stream, fp32 [M, hidden], and `qkv` a matrix output in fp32; `normed`, `attended`, `gated`
-    are matrix inputs in the weight dtype.
+    `hidden` is the residual stream, fp32 [M, hidden], and `qkv` a matrix output in fp32; `attended` is a matrix input
+    in the weight dtype. `normed` and `gated` are matrix inputs too, which lie as the product behind them reads them.
     """
 
     hidden: torch.Tensor
-    normed: torch.Tensor
     qkv: torch.Tensor
     attended: torch.Tensor
-    gated: torch.Tensor
+    normed: MatrixRows
+    gated: MatrixRows
 
     @classmethod
     def allocate(cls, spec: ModelSpec, rows: int, dtype: torch.dtype) -> Activations:
         """Buffers for at most `rows` tokens, contents undefined."""
-        fields = (
-            (spec.hidden, torch.float32),
-            (spec.hidden, dtype),
-            (spec.attention.qkv_rows, torch.float32),
-            (spec.attention.out_columns, dtype),
-            (spec.mlp.intermediate, dtype),
+        heads, inner = spec.attention, spec.mlp.intermediate
+        plain = ((spec.hidden, torch.float32), (heads.qkv_rows, torch.float32), (heads.out_columns, dtype))
+        sizes = [_aligned(rows * width * kind.itemsize) for width, kind in plain]
+        sizes += [_aligned(matrix_rows_bytes(rows, width, dtype)) for width in (spec.hidden, inner)]
+        parts = list(huge_bytes(sum(sizes)).split(sizes))
+        tensors = [
+            part[: rows * width * kind.itemsize].view(kind).view(rows, width)
+            for part, (width, kind) in zip(parts, plain, strict=False)
+        ]
+        normed, gated = (
+            MatrixRows.over(part[: matrix_rows_bytes(rows, width, dtype)], rows, width, dtype)
+            for part, width in zip(parts[3:], (spec.hidden, inner), strict=True)
         )
-        sizes = [_aligned(rows * width * kind.itemsize) for width, kind in fields]
-        kept = huge_bytes(sum(sizes)).split(sizes)
-        return cls(
-            *(
-                part[: rows * width * kind.itemsize].view(kind).view(rows, width)
-                for part, (width, kind) in zip(kept, fields, strict=True)
-            )
-        )
+        return cls(*tensors, normed=normed, gated=gated)
 
     @staticmethod
     def bytes_per_row(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes that each further token adds."""
-        fp32 = spec.hidden + spec.attention.qkv_rows
-        return 4 * fp32 + dtype.itemsize * (spec.hidden + spec.attention.out_columns + spec.mlp.intermediate)
+        plain = 4 * (spec.hidden + spec.attention.qkv_rows) + dtype.itemsize * spec.attention.out_columns
+        return plain + sum(
+            matrix_rows_bytes(_ROWS_STEP, width, dtype) // _ROWS_STEP
+            for width in (spec.hidden, spec.mlp.intermediate)
+        )
+
+
+_ROWS_STEP = 16
+"""Rows of matrix inputs come in such groups."""
 
 
 def _aligned(nbytes: int) -> int:
