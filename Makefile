@@ -32,7 +32,7 @@ run: build
 	@$(BIN)/tokenvm run --needle
 
 test: build $(VENV)/.dev-installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 tiny: build $(VENV)/.dev-installed
 	$(BIN)/python -m pytest tests/tiny

@@ -94,6 +94,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
         priority: int | Sequence[int] | None = None,
         cache_salt: str | Sequence[str] | None = None,
@@ -102,6 +103,7 @@ class LLM:
 
         A lower `priority` runs first. Only requests with the same `cache_salt` share pages; one in a prompt, as
         {"prompt": ..., "cache_salt": ...}, counts before it. Of `params` and these, give one or one for each prompt.
+        `sampling_params` is vLLM's name for `params`.
 
         Raises:
             RequestError: a prompt or a parameter is not possible; then none has run.
@@ -109,7 +111,7 @@ class LLM:
         listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         fields = zip(
             listed,
-            _for_each("SamplingParams", params, listed, SamplingParams()),
+            _for_each("SamplingParams", _either(params, sampling_params), listed, SamplingParams()),
             _for_each("priorities", priority, listed, 0),
             _for_each("cache salts", cache_salt, listed, ""),
             strict=True,
@@ -122,8 +124,9 @@ class LLM:
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation, or each of several, through the model's chat template."""
@@ -131,7 +134,7 @@ class LLM:
         prompts: list[Prompt] = [
             {"prompt_token_ids": self._tokenizer.apply_chat_template(talk)} for talk in talks
         ]
-        return self.generate(prompts, params, use_tqdm=use_tqdm)
+        return self.generate(prompts, params, sampling_params=sampling_params, use_tqdm=use_tqdm)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, on_step: OnStep | None = None
@@ -259,6 +262,12 @@ def _bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("Generating", total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def _either(params: Any, sampling_params: Any) -> Any:
+    if params is not None and sampling_params is not None:
+        raise RequestError("params and sampling_params are the same: give one of them")
+    return sampling_params if params is None else params
 
 
 def _for_each(name: str, given: Any, prompts: Sequence[Prompt], default: Any) -> list[Any]:

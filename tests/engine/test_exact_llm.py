@@ -146,6 +146,8 @@ def test_lower_priorities_run_first(tokenizer: Tokenizer, tmp_path: Path) -> Non
         ({"priority": [1, 2]}, "3 prompts and 2 priorities: give one, or one for each"),
         ({"cache_salt": ["a"]}, "3 prompts and 1 cache salts: give one, or one for each"),
         ({"params": [GREEDY]}, "3 prompts and 1 SamplingParams: give one, or one for each"),
+        ({"sampling_params": [GREEDY]}, "3 prompts and 1 SamplingParams: give one, or one for each"),
+        ({"params": GREEDY, "sampling_params": GREEDY}, "give one of them"),
         ({"priority": "high"}, "priority='high' is not possible"),
         ({"priority": 1.5}, "priority=1.5 is not possible"),
         ({"cache_salt": 7}, "cache_salt=7 is not possible"),
@@ -160,7 +162,8 @@ def test_arguments_that_do_not_fit_refuse_all(
         with pytest.raises(RequestError, match=said):
             llm.generate(PROMPTS, use_tqdm=False, **given)
         assert not llm.engine.has_work
-        assert len(llm.generate(PROMPTS, GREEDY, use_tqdm=False, priority=1, cache_salt="mine")) == 3
+        mine = llm.generate(PROMPTS, GREEDY, use_tqdm=False, priority=1, cache_salt="mine")
+        assert bits(mine) == bits(llm.generate(PROMPTS, sampling_params=GREEDY, use_tqdm=False))
 
 
 def test_a_stop_string_that_ends_in_the_last_token_allowed(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_parts_of_text_are_joined(tokenizer: Tokenizer) -> None:
         ([{"role": "user", "content": []}], "content"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "only text is supported"),
         ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "content"),
-        ([{"role": "user", "content": "x", "extra": object()}], "holds a object"),
+        ([{"role": "user", "content": "x", "extra": ...}], "holds a ellipsis"),
     ],
     ids=str,
 )
