@@ -10,9 +10,14 @@ from tokenvm.kernels.linear import gather_rows, linear
 from tokenvm.kernels.norm import rms_norm
 from tokenvm.kernels.rows import MatrixRows, matrix_rows_bytes
 from tokenvm.kernels.tape import Tape
-from tokenvm.kernels.weight_memory import huge_bytes
+from tokenvm.kernels.weight_memory import WeightMemory
 from tokenvm.models.context import EndWeights, ForwardContext, LayerWeights
 from tokenvm.models.spec import ModelSpec
+
+_ROWS_STEP = 16
+"""Rows of matrix inputs come in such groups."""
+
+_LINE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +37,24 @@ class Activations:
     @classmethod
     def allocate(cls, spec: ModelSpec, rows: int, dtype: torch.dtype) -> Activations:
         """Buffers for at most `rows` tokens, contents undefined."""
-        heads, inner = spec.attention, spec.mlp.intermediate
-        plain = ((spec.hidden, torch.float32), (heads.qkv_rows, torch.float32), (heads.out_columns, dtype))
-        sizes = [_aligned(rows * width * kind.itemsize) for width, kind in plain]
-        sizes += [_aligned(matrix_rows_bytes(rows, width, dtype)) for width in (spec.hidden, inner)]
-        parts = list(huge_bytes(sum(sizes)).split(sizes))
-        tensors = [
-            part[: rows * width * kind.itemsize].view(kind).view(rows, width)
-            for part, (width, kind) in zip(parts, plain, strict=False)
-        ]
-        normed, gated = (
-            MatrixRows.over(part[: matrix_rows_bytes(rows, width, dtype)], rows, width, dtype)
-            for part, width in zip(parts[3:], (spec.hidden, inner), strict=True)
+        heads, inner, fp32 = spec.attention, spec.mlp.intermediate, torch.float32
+        memory = WeightMemory(
+            -(-rows // _ROWS_STEP) * _ROWS_STEP * cls.bytes_per_row(spec, dtype) + 5 * _LINE_BYTES
         )
-        return cls(*tensors, normed=normed, gated=gated)
+
+        def plain(width: int, kind: torch.dtype) -> torch.Tensor:
+            return memory.take(rows * width * kind.itemsize).view(kind).view(rows, width)
+
+        def prepared(width: int) -> MatrixRows:
+            return MatrixRows.over(memory.take(matrix_rows_bytes(rows, width, dtype)), rows, width, dtype)
+
+        return cls(
+            hidden=plain(spec.hidden, fp32),
+            qkv=plain(heads.qkv_rows, fp32),
+            attended=plain(heads.out_columns, dtype),
+            normed=prepared(spec.hidden),
+            gated=prepared(inner),
+        )
 
     @staticmethod
     def bytes_per_row(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -55,15 +64,6 @@ class Activations:
             matrix_rows_bytes(_ROWS_STEP, width, dtype) // _ROWS_STEP
             for width in (spec.hidden, spec.mlp.intermediate)
         )
-
-
-_ROWS_STEP = 16
-"""Rows of matrix inputs come in such groups."""
-
-
-def _aligned(nbytes: int) -> int:
-    """The next multiple of a cache line."""
-    return -(-nbytes // 64) * 64
 
 
 @dataclass(frozen=True, slots=True)
