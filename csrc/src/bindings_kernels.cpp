@@ -52,6 +52,7 @@ void set_threads(int threads) {
 }
 
 void bind_linear(nb::module_& m) {
+  m.def("prepared_row_bytes", [](bool narrow, Int k) { return prepared_row_bytes(format_of(narrow), k); });
   m.def("packed_bytes", [](bool narrow, Int n, Int k) { return packed_bytes(format_of(narrow), n, k); });
   m.def(
       "pack",

@@ -23,29 +23,37 @@ T* at(Address address) {
 // Whoever records keeps the memory behind every address alive, and its shapes right for the rows that are played.
 class Tape {
  public:
-  void linear(bool narrow, Address x, Address packed, Int outputs, Int columns, Address out) {
+  void linear(bool narrow, Address x, bool prepared, Address packed, Int outputs, Int columns, Address out) {
     const PackFormat format = narrow ? PackFormat::kBf16 : PackFormat::kFp32;
     add([=](Int rows) {
-      tokenvm::linear(format, at<void>(x), rows, at<void>(packed), outputs, columns, at<float>(out));
+      tokenvm::linear(format, {at<void>(x), prepared}, rows, at<void>(packed), outputs, columns, at<float>(out));
     });
   }
 
-  void linear_add(bool narrow, Address x, Address packed, Int outputs, Int columns, Address out) {
+  void linear_add(bool narrow, Address x, bool prepared, Address packed, Int outputs, Int columns, Address out) {
     const PackFormat format = narrow ? PackFormat::kBf16 : PackFormat::kFp32;
     add([=](Int rows) {
-      tokenvm::linear_add(format, at<void>(x), rows, at<void>(packed), outputs, columns, at<float>(out));
+      tokenvm::linear_add(format, {at<void>(x), prepared}, rows, at<void>(packed), outputs, columns, at<float>(out));
     });
   }
 
-  void linear_silu_mul(bool narrow, Address x, Address packed, Int outputs, Int columns, Address out) {
+  void linear_silu_mul(bool narrow, Address x, bool prepared, Address packed, Int outputs, Int columns, Address out,
+                       bool prepares) {
     const PackFormat format = narrow ? PackFormat::kBf16 : PackFormat::kFp32;
     add([=](Int rows) {
-      tokenvm::linear_silu_mul(format, at<void>(x), rows, at<void>(packed), outputs, columns, at<void>(out), narrow);
+      const Operand from(at<void>(x), prepared);
+      if (prepares)
+        tokenvm::linear_silu_mul_rows(format, from, rows, at<void>(packed), outputs, columns, at<void>(out));
+      else
+        tokenvm::linear_silu_mul(format, from, rows, at<void>(packed), outputs, columns, at<void>(out), narrow);
     });
   }
 
-  void rms_norm(Address x, Address weight, float eps, Int width, Address out, bool narrow) {
+  void rms_norm(Address x, Address weight, float eps, Int width, Address out, bool narrow, bool prepares) {
+    const PackFormat format = narrow ? PackFormat::kBf16 : PackFormat::kFp32;
     add([=](Int rows) {
+      if (prepares)
+        return tokenvm::rms_norm_rows(format, at<float>(x), at<float>(weight), eps, rows, width, at<void>(out));
       tokenvm::rms_norm(at<float>(x), nullptr, at<float>(weight), eps, rows, width, at<void>(out), narrow);
     });
   }

@@ -21,6 +21,7 @@ namespace tokenvm {
 const Kernels& amx_kernels() {
   static constexpr Kernels table = [] {
     Kernels tiles = lane_kernels("amx");
+    tiles.row_layout = RowLayout::kTiles;
     tiles.prepare_rows = entry<tile_rows>;
     tiles.linear_bf16 = entry<tile_linear>;
     tiles.walk_bf16 = entry<walk_tiles>;

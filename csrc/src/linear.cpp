@@ -76,16 +76,22 @@ void run_linear(void (*kernel)(const LinearJob&), const LinearJob& whole, std::i
   });
 }
 
+void prepare_into(const Kernels& table, const bf16* x, std::int64_t rows, std::int64_t columns, void* prepared) {
+  const std::int64_t step = rows > 64 ? 64 : 16;
+  parallel_for(static_cast<std::size_t>(ceil_to(rows, step) / step), [&](std::size_t task) {
+    const std::int64_t first = static_cast<std::int64_t>(task) * step;
+    table.prepare_rows(x + first * columns, columns, first, std::min(rows, first + step), prepared);
+  });
+}
+
 const void* prepare(const Kernels& table, const bf16* x, std::int64_t rows, std::int64_t columns) {
   thread_local Scratch scratch;
   char* prepared = scratch.reserve<char>(static_cast<std::size_t>(prepared_bytes(rows, columns)));
-  const std::int64_t step = rows > 64 ? 64 : 1024;
-  parallel_for(static_cast<std::size_t>(ceil_to(rows, step) / step), [&](std::size_t task) {
-    const std::int64_t first = static_cast<std::int64_t>(task) * step;
-    table.prepare_rows(x, columns, first, std::min(rows, first + step), prepared);
-  });
+  prepare_into(table, x, rows, columns, prepared);
   return prepared;
 }
+
+constexpr std::int64_t kNormRows = 16;  // normalised, then laid out, while they are in the nearest cache
 
 }  // namespace
 
@@ -110,34 +116,69 @@ void pack(PackFormat format, const void* weight, std::int64_t outputs, std::int6
 
 namespace {
 
-void multiply_rows(PackFormat format, LinearJob job, std::int64_t rows) {
+void multiply_rows(PackFormat format, LinearJob job, std::int64_t rows, bool prepared) {
   if (rows == 0 || job.outputs == 0) return;
   const Kernels& table = kernels();
   if (format == PackFormat::kFp32) return run_linear(table.linear_fp32, job, rows);
-  job.rows = prepare(table, static_cast<const bf16*>(job.rows), rows, job.columns);
+  job.layout = table.row_layout;
+  if (!prepared) job.rows = prepare(table, static_cast<const bf16*>(job.rows), rows, job.columns);
   run_linear(table.linear_bf16, job, rows);
 }
 
 }  // namespace
 
-void linear(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
+void linear(PackFormat format, Operand x, std::int64_t rows, const void* packed, std::int64_t outputs,
             std::int64_t columns, float* out) {
-  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kStore, false, out}, rows);
+  multiply_rows(format, {x.data, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kStore, false, out}, rows,
+                x.prepared);
 }
 
-void linear_add(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
+void linear_add(PackFormat format, Operand x, std::int64_t rows, const void* packed, std::int64_t outputs,
                 std::int64_t columns, float* out) {
-  multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kAdd, false, out}, rows);
+  multiply_rows(format, {x.data, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kAdd, false, out}, rows,
+                x.prepared);
 }
 
-void linear_silu_mul(PackFormat format, const void* x, std::int64_t rows, const void* packed, std::int64_t outputs,
+void linear_silu_mul(PackFormat format, Operand x, std::int64_t rows, const void* packed, std::int64_t outputs,
                      std::int64_t columns, void* out, bool narrow) {
   if (outputs % 32 == 0)
-    return multiply_rows(format, {x, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kSiluMul, narrow, out}, rows);
+    return multiply_rows(format, {x.data, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kSiluMul, narrow, out},
+                         rows, x.prepared);
   thread_local Scratch scratch;
   float* gate_up = scratch.reserve<float>(static_cast<std::size_t>(rows * outputs));
   linear(format, x, rows, packed, outputs, columns, gate_up);
   silu_mul(gate_up, rows, outputs / 2, out, narrow);
+}
+
+void linear_silu_mul_rows(PackFormat format, Operand x, std::int64_t rows, const void* packed, std::int64_t outputs,
+                          std::int64_t columns, void* out) {
+  const std::int64_t width = outputs / 2;
+  if (format == PackFormat::kFp32) return linear_silu_mul(format, x, rows, packed, outputs, columns, out, false);
+  if (width % 32 == 0)
+    return multiply_rows(
+        format, {x.data, packed, columns, outputs, 0, 0, 0, 0, Epilogue::kSiluMul, true, out, true}, rows, x.prepared);
+  thread_local Scratch scratch;
+  bf16* gated = scratch.reserve<bf16>(static_cast<std::size_t>(rows * width));
+  linear_silu_mul(format, x, rows, packed, outputs, columns, gated, true);
+  prepare_into(kernels(), gated, rows, width, out);
+}
+
+void rms_norm_rows(PackFormat format, float* x, const float* weight, float eps, std::int64_t rows, std::int64_t width,
+                   void* out) {
+  if (format == PackFormat::kFp32) return rms_norm(x, nullptr, weight, eps, rows, width, out, false);
+  const Kernels& table = kernels();
+  parallel_for(static_cast<std::size_t>(ceil_to(rows, kNormRows) / kNormRows), [&](std::size_t task) {
+    thread_local Scratch scratch;
+    bf16* normed = scratch.reserve<bf16>(static_cast<std::size_t>(kNormRows * width));
+    const std::int64_t first = static_cast<std::int64_t>(task) * kNormRows, last = std::min(rows, first + kNormRows);
+    for (std::int64_t row = first; row < last; ++row)
+      table.rms_norm(x + row * width, nullptr, weight, eps, width, normed + (row - first) * width, true);
+    table.prepare_rows(normed, width, first, last, out);
+  });
+}
+
+std::int64_t prepared_row_bytes(PackFormat format, std::int64_t columns) {
+  return format == PackFormat::kFp32 ? columns * 4 : prepared_bytes(16, columns) / 16;
 }
 
 namespace {

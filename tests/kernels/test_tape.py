@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from tokenvm.kernels import native
 from tokenvm.kernels.attention import attend
 from tokenvm.kernels.linear import linear, pack
 from tokenvm.kernels.norm import add_rows, gelu_mul, norm_heads, rms_norm, silu_mul
 from tokenvm.kernels.paging import PartGeometry, rope_append
+from tokenvm.kernels.rows import MatrixRows, matrix_rows_bytes
 from tokenvm.kernels.state import AttentionState
 from tokenvm.kernels.step import StepAttention
 from tokenvm.kernels.tape import Tape
+from tokenvm.kernels.weight_memory import huge_bytes
 
 CAPACITY, WIDTH, INNER = 9, 48, 32
 DTYPES = [torch.float32, torch.bfloat16]
@@ -63,6 +66,44 @@ def test_what_other_families_need_is_played_likewise(dtype, rows):
     assert bool((gated[rows:] == 7.0).all())
 
 
+@pytest.mark.parametrize("level", native.isa_levels())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "inner"), [(1, 32), (5, 48), (40, 64), (CAPACITY, 33)])
+def test_prepared_rows_give_the_bits_of_plain_ones(dtype, rows, inner, level):
+    g = torch.Generator().manual_seed(rows)
+    capacity = max(rows, CAPACITY)
+    hidden, norm = torch.randn(capacity, WIDTH, generator=g), torch.randn(WIDTH, generator=g)
+    square, both, down = (
+        pack(torch.randn(n, k, generator=g).to(dtype))
+        for n, k in ((WIDTH, WIDTH), (2 * inner, WIDTH), (WIDTH, inner))
+    )
+    found = []
+    before = native.isa()
+    native.set_isa(level)
+    try:
+        for prepared in (False, True):
+            normed, gated = (
+                matrix_rows(capacity, width, dtype) if prepared else torch.empty(capacity, width, dtype=dtype)
+                for width in (WIDTH, inner)
+            )
+            product, played, tape = torch.zeros(capacity, WIDTH), hidden.clone(), Tape(capacity)
+            tape.rms_norm(played, norm, 1e-5, normed)
+            tape.linear(normed, square, product)
+            tape.linear_silu_mul(normed, both, gated)
+            tape.linear_add(gated, down, played)
+            tape.play(rows)
+            found.append((product, played))
+    finally:
+        native.set_isa(before)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def matrix_rows(capacity, columns, dtype):
+    storage = huge_bytes(matrix_rows_bytes(capacity, columns, dtype)).fill_(255)  # NaN in either dtype
+    return MatrixRows.over(storage, capacity, columns, dtype)
+
+
 def test_a_tape_refuses_what_does_not_fit():
     tape, x = Tape(4), torch.zeros(4, 8)
     with pytest.raises(ValueError, match=r"shape \(7,\)|shape \(8,\)"):
@@ -79,6 +120,12 @@ def test_a_tape_refuses_what_does_not_fit():
         tape.add_rows(x, torch.zeros(5, 8))
     with pytest.raises(ValueError, match="gate_up"):
         tape.gelu_mul(x, torch.zeros(4, 5))
+    with pytest.raises(ValueError, match=r"shape \(4, 8\), not .* shape \(4, 7\)"):
+        tape.rms_norm(x, torch.ones(8), 1e-5, matrix_rows(4, 7, torch.float32))
+    with pytest.raises(ValueError, match="multiple of 64"):
+        MatrixRows.over(
+            torch.zeros(4 * 8 * 4 + 64, dtype=torch.uint8)[1 : 4 * 8 * 4 + 1], 4, 8, torch.float32
+        )
     for rows in (-1, 5):
         with pytest.raises(ValueError, match="do not fit buffers of 4"):
             tape.play(rows)

@@ -8,6 +8,7 @@ import torch
 from contiguous import ContiguousContext
 from tiny import llama, save
 
+from tokenvm.kernels.rows import MatrixRows
 from tokenvm.models.decoder import Activations, Decoder
 from tokenvm.models.weights.pack import LoadedModel, load_model
 
@@ -108,7 +109,7 @@ def test_layers_are_borrowed_once_each_in_order(small: LoadedModel) -> None:
 def test_what_a_buffer_held_changes_nothing(small: LoadedModel) -> None:
     decode = decoder(small, 64)
     for buffer in buffers(decode.buffers):
-        buffer.fill_(torch.nan)
+        fill_nan(buffer)
     ctx = ContiguousContext(small).feed(40, list(range(40)))
     assert torch.equal(decode.forward(ctx, TOKENS), logits(small, [40]))
 
@@ -129,11 +130,18 @@ def test_more_rows_than_buffers_are_refused(small: LoadedModel) -> None:
         decoder(small, 39).forward(ContiguousContext(small).feed(40, [39]), TOKENS)
 
 
-def buffers(activations: Activations) -> list[torch.Tensor]:
+def buffers(activations: Activations) -> list[torch.Tensor | MatrixRows]:
     return [getattr(activations, field.name) for field in dataclasses.fields(activations)]
+
+
+def fill_nan(buffer: torch.Tensor | MatrixRows) -> None:
+    if isinstance(buffer, MatrixRows):
+        buffer.storage.fill_(255)
+    else:
+        buffer.fill_(torch.nan)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_activations_take_the_bytes_they_say(dtype: torch.dtype, small: LoadedModel) -> None:
-    kept = buffers(Activations.allocate(small.spec, 5, dtype))
-    assert sum(buffer.nbytes for buffer in kept) == 5 * Activations.bytes_per_row(small.spec, dtype)
+    kept = buffers(Activations.allocate(small.spec, 16, dtype))
+    assert sum(buffer.nbytes for buffer in kept) == 16 * Activations.bytes_per_row(small.spec, dtype)

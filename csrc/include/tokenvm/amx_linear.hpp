@@ -16,7 +16,7 @@ inline void tile_rows(const bf16* x, std::int64_t columns, std::int64_t row_begi
     for (std::int64_t k = 0; k < padded; k += 32, target += kTile) {
       const std::int64_t valid = r >= row_end ? 0 : columns - k < 32 ? columns - k : 32;
       const __mmask32 mask = valid == 32 ? ~0u : (1u << valid) - 1u;
-      _mm512_store_si512(target, _mm512_maskz_loadu_epi16(mask, x + r * columns + k));
+      _mm512_store_si512(target, _mm512_maskz_loadu_epi16(mask, x + (r - row_begin) * columns + k));
     }
   }
 }
@@ -54,6 +54,25 @@ class Pending {
     sums_.data += rows * sums_.stride, sums_.row += rows, sums_.rows -= rows;
   }
 
+  // Asks for the lines that the sums of rows from `row` on and of the blocks from n on will change.
+  template <int N>
+  void bring_near(std::int64_t row, std::int64_t n) {
+    const bool gated = job_.epilogue == Epilogue::kSiluMul;
+    const std::int64_t width = gated ? job_.outputs / 2 : job_.outputs, size = gated && job_.narrow ? 2 : 4;
+    const std::int64_t rows = job_.row_end - row;
+    near_rows_ = rows < 32 ? rows : 32, near_bytes_ = (gated ? N / 2 : N) * 16 * size;
+    near_ = static_cast<char*>(job_.out) + (row * width + n * 16) * size, pitch_ = width * size;
+    if (!job_.prepared) return;
+    near_ = static_cast<char*>(job_.out) + (row * width + n / 2 * kTile) * 2, pitch_ = 64;
+    if (n % 2 == 1) near_rows_ = 0;  // the other half of the same lines
+  }
+
+  // The lines of at most so many rows.
+  void bring_some(std::int64_t rows) {
+    for (; rows > 0 && near_rows_ > 0; --rows, --near_rows_, near_ += pitch_)
+      for (std::int64_t at = 0; at < near_bytes_; at += 64) _m_prefetchw(near_ + at);
+  }
+
   // Takes the M x N tiles in the registers, for row tile m and block n of the job.
   template <int M, int N>
   void take(std::int64_t m, std::int64_t n) {
@@ -68,6 +87,8 @@ class Pending {
   const LinearJob& job_;
   Sums sums_{nullptr, 0, 0, 0, 0, 0};
   int turn_ = 0;
+  char* near_ = nullptr;
+  std::int64_t pitch_ = 0, near_bytes_ = 0, near_rows_ = 0;
   alignas(64) float space_[2][1024];
 };
 
@@ -99,6 +120,7 @@ inline void sum_pairs(const bf16* a, std::int64_t next, const bf16* const (&b)[2
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
+    pending.bring_some(2);
     pending.apply(2);
   }
 }
@@ -151,6 +173,7 @@ inline void pair_of_rows(const LinearJob& job, std::int64_t m, const Columns<N>&
                          Pending& pending) {
   const std::int64_t padded = ceil_to(job.columns, 32), next = 16 * padded;
   const bf16* a = static_cast<const bf16*>(job.rows) + m * next;
+  pending.bring_near<N>(m * 16, columns.block);
   asm volatile("" ::: "memory");  // the compiler does not know that a tile load reads what was just written
   sum_pairs<N, KeepWeights>(a, next, columns.data, padded / 32, ahead, pending);
   pending.take<2, N>(m, columns.block);

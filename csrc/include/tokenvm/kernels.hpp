@@ -104,6 +104,10 @@ struct CodeJob {
 // outputs are gates g, the second half ups u, and silu(g) * u is stored.
 enum class Epilogue : int { kStore, kAdd, kSiluMul };
 
+// How `prepare_rows` lays bf16 rows out for the products of a table: kWide: fp32 [rows][K], kTiles: bf16
+// [rows/16][K/32][16][32]; K padded to a multiple of 32.
+enum class RowLayout : int { kWide, kTiles };
+
 // The rows [row_begin, row_end) times the blocks of 16 outputs [block_begin, block_end) of a packed matrix.
 // kSiluMul: the outputs are a multiple of 32, and the blocks are those of the gates.
 struct LinearJob {
@@ -116,13 +120,16 @@ struct LinearJob {
   Epilogue epilogue;
   bool narrow;  // kSiluMul: out is bf16, else fp32
   void* out;    // [total_rows][outputs], kSiluMul: [total_rows][outputs/2]
+  bool prepared = false;  // kSiluMul, narrow: out is laid out as rows are, outputs/2 a multiple of 32
+  RowLayout layout = RowLayout::kWide;
 };
 
 struct Kernels {
   const char* name;
 
-  // Lays bf16 rows [row_begin, row_end) of x [total_rows][columns] out for linear_bf16. row_begin is a
-  // multiple of 16.
+  RowLayout row_layout;
+  // Lays bf16 rows [row_begin, row_end) out for linear_bf16; x [..][columns] begins with the first of them. row_begin is
+  // a multiple of 16.
   void (*prepare_rows)(const bf16* x, std::int64_t columns, std::int64_t row_begin, std::int64_t row_end,
                        void* rows);
   void (*linear_bf16)(const LinearJob& job);

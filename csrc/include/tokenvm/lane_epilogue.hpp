@@ -31,13 +31,28 @@ inline void add_sums(const LinearJob& job, const Sums& sums) {
   }
 }
 
+// One group of sixteen of what a product will read, at `column` of `width`, as prepare_rows would lay it out.
+inline void store_prepared(const LinearJob& job, std::int64_t row, std::int64_t column, std::int64_t width, Lanes a) {
+  if (job.layout == RowLayout::kTiles)
+    return store_bf16(static_cast<bf16*>(job.out) + row / 16 * 16 * width + column / 32 * 512 + row % 16 * 32 +
+                      column % 32, a);
+  bf16 rounded[16];
+  store_bf16(rounded, a);
+  store(static_cast<float*>(job.out) + row * width + column, load_bf16(rounded));
+}
+
 inline void gate_sums(const LinearJob& job, const Sums& sums) {
   const std::int64_t half = sums.blocks * 8, width = job.outputs / 2;
   for (std::int64_t r = 0; r < sums.rows; ++r) {
     const float* gate = sums.data + r * sums.stride;
     const std::int64_t first = (sums.row + r) * width + sums.block * 16;
-    for (std::int64_t i = 0; i < half; i += 16)
-      store_as(job.out, first + i, silu_times(load(gate + i), load(gate + half + i)), 16, job.narrow);
+    for (std::int64_t i = 0; i < half; i += 16) {
+      const Lanes value = silu_times(load(gate + i), load(gate + half + i));
+      if (job.prepared)
+        store_prepared(job, sums.row + r, sums.block * 16 + i, width, value);
+      else
+        store_as(job.out, first + i, value, 16, job.narrow);
+    }
   }
 }
 

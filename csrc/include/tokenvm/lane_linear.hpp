@@ -10,11 +10,11 @@ namespace {
 inline void widen_rows(const bf16* x, std::int64_t columns, std::int64_t row_begin, std::int64_t row_end,
                        void* rows) {
   const std::int64_t padded = ceil_to(columns, 32);
-  for (std::int64_t r = row_begin; r < row_end; ++r) {
+  for (std::int64_t r = row_begin; r < row_end; ++r, x += columns) {
     float* target = static_cast<float*>(rows) + r * padded;
     std::int64_t k = 0;
-    for (; k + 16 <= columns; k += 16) store(target + k, load_bf16(x + r * columns + k));
-    for (; k < columns; ++k) target[k] = widen(x[r * columns + k]);
+    for (; k + 16 <= columns; k += 16) store(target + k, load_bf16(x + k));
+    for (; k < columns; ++k) target[k] = widen(x[k]);
     for (; k < padded; ++k) target[k] = 0.0f;
   }
 }

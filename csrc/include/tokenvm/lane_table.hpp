@@ -9,6 +9,7 @@ namespace {
 
 constexpr Kernels lane_kernels(const char* name) {
   return {.name = name,
+          .row_layout = RowLayout::kWide,
           .prepare_rows = entry<widen_rows>,
           .linear_bf16 = entry<linear_bf16>,
           .linear_fp32 = entry<linear_fp32>,

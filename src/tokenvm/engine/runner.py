@@ -37,9 +37,10 @@ def workspace_bytes(
     """
     heads, inner = spec.attention, spec.mlp.intermediate
     number = (heads.head_dim + 2) * 4
-    widest = max(spec.hidden, heads.out_columns, inner) + 31
     per_row = Activations.bytes_per_row(spec, dtype) + heads.q_heads * number
-    per_row += (heads.out_columns + widest) * dtype.itemsize
+    per_row += (
+        heads.out_columns * dtype.itemsize + (heads.out_columns + 31) * 4
+    )  # queries; rows prepared for a product
     if inner % 16:
         per_row += 2 * inner * 4  # gates and ups, before they are multiplied
     sampled = 2 * min(rows, sequences) * (spec.vocab_size * 4 + spec.hidden * (4 + dtype.itemsize))

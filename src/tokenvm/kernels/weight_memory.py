@@ -26,12 +26,16 @@ class WeightMemory:
         """Bytes (uint8 [nbytes]) from a multiple of 64 on, zero until they are written."""
         room = -(-nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         if room > self._free.numel():
-            self._free = _stretch(max(room, self._stretch_bytes))
+            self._free = huge_bytes(max(room, self._stretch_bytes))
         taken, self._free = self._free[:nbytes], self._free[room:]
         return taken
 
 
-def _stretch(nbytes: int) -> torch.Tensor:
+def huge_bytes(nbytes: int) -> torch.Tensor:
+    """Zero bytes, uint8 [nbytes], from a multiple of 2 MiB on, in huge pages where the system lends them.
+
+    Pages of 4 KiB lie anywhere in physical memory, so that some drive each other out of the second-level cache.
+    """
     memory = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a system without huge pages computes the same, a little slower
         memory.madvise(mmap.MADV_HUGEPAGE)

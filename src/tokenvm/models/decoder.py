@@ -9,55 +9,83 @@ import torch
 
 from tokenvm.kernels.linear import PackedMatrix, gather_rows, linear
 from tokenvm.kernels.norm import rms_norm
-from tokenvm.kernels.tape import Tape
+from tokenvm.kernels.rows import MatrixRows, matrix_rows_bytes
+from tokenvm.kernels.tape import Rows, Tape
+from tokenvm.kernels.weight_memory import WeightMemory
 from tokenvm.models.context import EndWeights, ForwardContext, LayerWeights
 from tokenvm.models.spec import ModelSpec
+
+_ROWS_STEP = 16
+"""Rows of matrix inputs come in such groups."""
+
+_LINE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Activations:
     """Buffers of one forward pass, each with a row per token.
 
-    `hidden` is the residual stream, fp32 [M, hidden], and `qkv` a matrix output in fp32; `normed`, `attended`, `gated`
-    are matrix inputs in the weight dtype. Only some specs need `projected`, fp32 [M, hidden], what is normalised before
-    it is added to the stream, and `gates`, fp32 [M, 2 * intermediate]; else they have no columns.
+    `hidden` is the residual stream, fp32 [M, hidden], and `qkv` a matrix output in fp32; `attended` is a matrix input
+    in the weight dtype. `normed` and `gated` are matrix inputs too, which lie as the product behind them reads them,
+    but `gated` is plain where the activation is not part of a product. Only some specs need `projected`, fp32
+    [M, hidden], what is normalised before it is added to the stream, and `gates`, fp32 [M, 2 * intermediate]; else they
+    have no columns.
     """
 
     hidden: torch.Tensor
-    normed: torch.Tensor
     qkv: torch.Tensor
     attended: torch.Tensor
-    gated: torch.Tensor
+    normed: MatrixRows
+    gated: Rows
     projected: torch.Tensor
     gates: torch.Tensor
 
     @classmethod
     def allocate(cls, spec: ModelSpec, rows: int, dtype: torch.dtype) -> Activations:
         """Buffers for at most `rows` tokens, contents undefined."""
+        heads, inner, fp32 = spec.attention, spec.mlp.intermediate, torch.float32
+        memory = WeightMemory(
+            -(-rows // _ROWS_STEP) * _ROWS_STEP * cls.bytes_per_row(spec, dtype) + 7 * _LINE_BYTES
+        )
+
+        def plain(width: int, kind: torch.dtype) -> torch.Tensor:
+            return memory.take(rows * width * kind.itemsize).view(kind).view(rows, width)
+
+        def prepared(width: int) -> MatrixRows:
+            return MatrixRows.over(memory.take(matrix_rows_bytes(rows, width, dtype)), rows, width, dtype)
+
         return cls(
-            hidden=torch.empty(rows, spec.hidden),
-            normed=torch.empty(rows, spec.hidden, dtype=dtype),
-            qkv=torch.empty(rows, spec.attention.qkv_rows),
-            attended=torch.empty(rows, spec.attention.out_columns, dtype=dtype),
-            gated=torch.empty(rows, spec.mlp.intermediate, dtype=dtype),
-            projected=torch.empty(rows, _projected_columns(spec)),
-            gates=torch.empty(rows, _gate_columns(spec)),
+            hidden=plain(spec.hidden, fp32),
+            qkv=plain(heads.qkv_rows, fp32),
+            attended=plain(heads.out_columns, dtype),
+            normed=prepared(spec.hidden),
+            gated=prepared(inner) if _gates_in_product(spec) else plain(inner, dtype),
+            projected=plain(_projected_columns(spec), fp32),
+            gates=plain(_gate_columns(spec), fp32),
         )
 
     @staticmethod
     def bytes_per_row(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes that each further token adds."""
         fp32 = spec.hidden + spec.attention.qkv_rows + _projected_columns(spec) + _gate_columns(spec)
-        return 4 * fp32 + dtype.itemsize * (spec.hidden + spec.attention.out_columns + spec.mlp.intermediate)
+        plain = 4 * fp32 + dtype.itemsize * spec.attention.out_columns
+        if not _gates_in_product(spec):
+            plain += dtype.itemsize * spec.mlp.intermediate
+        prepared = (spec.hidden, spec.mlp.intermediate) if _gates_in_product(spec) else (spec.hidden,)
+        return plain + sum(matrix_rows_bytes(_ROWS_STEP, width, dtype) // _ROWS_STEP for width in prepared)
 
 
 def _projected_columns(spec: ModelSpec) -> int:
     return spec.hidden if spec.norm.sandwich else 0
 
 
-def _gate_columns(spec: ModelSpec) -> int:
+def _gates_in_product(spec: ModelSpec) -> bool:
     """SiLU has a product that gates as it goes."""
-    return 0 if spec.mlp.activation == "silu" else 2 * spec.mlp.intermediate
+    return spec.mlp.activation == "silu"
+
+
+def _gate_columns(spec: ModelSpec) -> int:
+    return 0 if _gates_in_product(spec) else 2 * spec.mlp.intermediate
 
 
 class Forward(Protocol):
@@ -138,9 +166,10 @@ class Decoder:
         b, tape = self.buffers, Tape(self.capacity)
         self._add_product(tape, b.attended, weights.o, weights.attn_post_norm, weights.o_bias)
         tape.rms_norm(b.hidden, weights.mlp_norm, self.spec.norm.eps, b.normed)
-        if self.spec.mlp.activation == "silu":
+        if _gates_in_product(self.spec):
             tape.linear_silu_mul(b.normed, weights.gate_up, b.gated)
         else:
+            assert isinstance(b.gated, torch.Tensor), "what gelu_mul writes is plain"
             tape.linear(b.normed, weights.gate_up, b.gates)
             tape.gelu_mul(b.gates, b.gated)
         self._add_product(tape, b.gated, weights.down, weights.mlp_post_norm)
@@ -149,7 +178,7 @@ class Decoder:
     def _add_product(
         self,
         tape: Tape,
-        x: torch.Tensor,
+        x: Rows,
         w: PackedMatrix,
         norm: torch.Tensor | None,
         bias: torch.Tensor | None = None,
@@ -165,6 +194,7 @@ class Decoder:
             tape.add_rows(b.hidden, b.projected)
 
     def _logits(self, ctx: ForwardContext, ends: EndWeights) -> torch.Tensor:
-        hidden = self.buffers.hidden[ctx.sample_rows]
+        rows = self.buffers.hidden.numpy().take(ctx.sample_rows.numpy(), axis=0)
+        hidden = torch.from_numpy(rows)  # torch's own threads would spin on the kernels' cores afterwards
         normed = rms_norm(hidden, ends.final_norm, self.spec.norm.eps, self.buffers.normed.dtype)
         return linear(normed, ends.lm_head)
