@@ -48,13 +48,14 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8000)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--share", type=float, default=0.1, help="of the KV that may be on the device")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     asked = parser.parse_args()
     folder = resolve_model("smollm2")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=asked.dtype).eval()
     prompt = torch.randint(100, 40_000, (1, asked.context), generator=torch.Generator().manual_seed(0))
     spec = model.config
     head_dim = spec.hidden_size // spec.num_attention_heads
-    token_bytes = 2 * 2 * spec.num_hidden_layers * spec.num_key_value_heads * head_dim
+    token_bytes = 2 * model.dtype.itemsize * spec.num_hidden_layers * spec.num_key_value_heads * head_dim
     limit = int(asked.share * (asked.context + asked.tokens) * token_bytes)
     memory = MemoryConfig(kv_limit=limit, nvme_limit="2GB", block_tokens=128)
     found: dict[str, Any] = {"context": asked.context, "tokens": asked.tokens, "kv_limit_bytes": limit}
@@ -62,8 +63,9 @@ def main() -> None:
     enable_paging(model, memory)
     found["patched_token_s"], paged = through_generate(model, prompt, asked.tokens)
     stats = model.tokenvm.stats()
+    assert stats["streamed_pages"], "nothing was paged: give a smaller --share"
     found |= {"same_tokens": plain == paged, "path": stats["path"], "streamed_pages": stats["streamed_pages"]}
-    found["native_token_s"] = natively(memory, prompt[0].tolist(), asked.tokens)
+    found["native_token_s"] = natively(memory, prompt[0].tolist(), asked)
     for name in ("unpatched", "patched", "native"):
         sys.stdout.write(f"{name:10} {found[f'{name}_token_s'] * 1000:7.1f} ms a token\n")
     sys.stdout.write(f"same tokens: {found['same_tokens']}, {found['streamed_pages']} pages streamed\n")
@@ -78,11 +80,11 @@ def through_generate(model: Any, prompt: torch.Tensor, tokens: int) -> tuple[flo
     return watch.token_s, out[0, prompt.shape[1] :].tolist()
 
 
-def natively(memory: MemoryConfig, prompt: list[int], tokens: int) -> float:
+def natively(memory: MemoryConfig, prompt: list[int], asked: argparse.Namespace) -> float:
     """Return the median seconds of a decode step of `LLM`."""
     times_s = []
-    with LLM("smollm2", memory=memory) as llm:
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    with LLM("smollm2", memory=memory, dtype=asked.dtype) as llm:
+        params = SamplingParams(temperature=0, max_tokens=asked.tokens, ignore_eos=True)
         for _ in llm.stream({"prompt_token_ids": prompt}, params):
             times_s.append(time.perf_counter())
     return statistics.median(after - before for before, after in itertools.pairwise(times_s))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -132,19 +132,13 @@ def test_the_installation_is_verified():
     assert "works here" in lines[-1]
 
 
-def test_the_example_runs(folder):
-    command = [
-        sys.executable,
-        ROOT / "examples" / "hf_infer.py",
-        "--model",
-        folder,
-        "--prompt",
-        "page disk token",
-    ]
-    options = ["--max-length", "40", "--context-length", "30", "--block-tokens", "16", "--benchmark"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_the_example_runs(folder, monkeypatch, capsys):
+    words = ["--model", str(folder), "--prompt", "page disk token", "--block-tokens", "16", "--benchmark"]
+    monkeypatch.setattr(sys, "argv", ["hf_infer.py", *words, "--max-length", "40", "--context-length", "30"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "examples" / "hf_infer.py"), run_name="__main__")
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("without TokenVM: 10 tokens")
     assert lines[2].startswith("with TokenVM: 10 tokens")
     assert lines[1] == lines[3]

@@ -63,9 +63,8 @@ class PagedModel:
 
         Raises ModelError, in one line, where it is not here and cannot be fetched.
         """
-        shared = {
-            name: options[name] for name in ("token", "revision", "local_files_only") if name in options
-        }
+        names = ("token", "revision", "local_files_only")
+        shared: dict[str, Any] = {name: options[name] for name in names if name in options}
         try:
             config = AutoConfig.from_pretrained(path, **shared)
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
