@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from tokenvm.async_llm import AsyncLLM
     from tokenvm.bridges.autograd import PagedLinear, paged_activations
     from tokenvm.bridges.paged_memory import PagedMemory
+    from tokenvm.bridges.paged_model import PagedModel
     from tokenvm.bridges.patch import disable_paging, enable_paging, patch_model_attention
+    from tokenvm.bridges.verify_installation import verify_installation
     from tokenvm.config import MemoryConfig
     from tokenvm.errors import (
         BuildError,
@@ -47,6 +49,7 @@ __all__ = [
     "ModelError",
     "PagedLinear",
     "PagedMemory",
+    "PagedModel",
     "PagedTensor",
     "RequestError",
     "RequestMetrics",
@@ -60,6 +63,7 @@ __all__ = [
     "enable_paging",
     "paged_activations",
     "patch_model_attention",
+    "verify_installation",
 ]
 
 
@@ -84,6 +88,7 @@ def _home(name: str) -> str:
         "MemoryHint": "tensor_memory",
         "PagedLinear": "bridges.autograd",
         "PagedMemory": "bridges.paged_memory",
+        "PagedModel": "bridges.paged_model",
         "PagedTensor": "tensors",
         "SamplingParams": "schedule.sampling_params",
         "StructuredOutputsParams": "schedule.structured_outputs",
@@ -91,6 +96,7 @@ def _home(name: str) -> str:
         "enable_paging": "bridges.patch",
         "paged_activations": "bridges.autograd",
         "patch_model_attention": "bridges.patch",
+        "verify_installation": "bridges.verify_installation",
     }
     rest = "errors" if name.endswith(("Error", "TooSmall")) else "outputs"
     return f"tokenvm.{homes.get(name, rest)}"

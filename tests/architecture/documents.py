@@ -65,7 +65,7 @@ def missing_paths(root: Path, document: Path) -> list[str]:
 
 def files(root: Path) -> list[Path]:
     """List the files of the repository, without what is built or installed."""
-    folders = ("src", "csrc", "tests", "docs", "scripts", "benchmarks", ".ci", ".github")
+    folders = ("src", "csrc", "tests", "docs", "scripts", "benchmarks", "examples", ".ci", ".github")
     below = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
     return below + [path for path in root.iterdir() if path.is_file()]
 

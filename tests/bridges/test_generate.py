@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import architectures
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -13,6 +14,7 @@ from tokenvm.bridges import kv_step
 from tokenvm.bridges.patch import disable_paging, enable_paging, patch_model_attention
 from tokenvm.config import MemoryConfig
 from tokenvm.errors import ConfigError, LimitTooSmall, ModelError, RequestError, StorageError
+from tokenvm.vocab import Answer
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
 
@@ -150,6 +152,17 @@ def test_without_a_cache_a_patched_model_is_the_model(page):
     assert model.tokenvm.stats()["steps"] == 0
 
 
+def test_a_model_that_does_not_say_whether_it_caches_is_paged(page):
+    """As converted folders without a generation_config.json."""
+    model = page(llama(), 3)
+    model.generation_config.use_cache = None
+    model.generate(prompt(1, 30), **GREEDY)
+    steps = model.tokenvm.stats()["steps"]
+    assert steps >= GREEDY["max_new_tokens"]
+    model.generate(prompt(1, 4), use_cache=False, **GREEDY)
+    assert model.tokenvm.stats()["steps"] == steps
+
+
 def test_a_gradient_over_pages_is_refused(page):
     model = page(llama(), 3)
     with pytest.raises(RequestError, match="no_grad"):
@@ -212,18 +225,11 @@ def test_more_rows_than_the_device_has_pages_are_refused_with_the_way_out(page):
 def test_a_damaged_page_is_an_error_and_never_a_token(page, monkeypatch):
     model = page(llama(), 3)
     ring = type(model.tokenvm.store.vm.ring)
-    monkeypatch.setattr(ring, "wait", lambda self, end: kv_step_miss())
-    monkeypatch.setattr(
-        ring, "failed", lambda self, begin, end: torch.arange(begin, begin + 1).numpy().astype("u8")
-    )
+    wait = ring.wait
+    monkeypatch.setattr(ring, "wait", lambda self, end: (wait(self, end), Answer.MISS)[1])
+    monkeypatch.setattr(ring, "failed", lambda self, begin, end: np.array([begin], np.uint64))
     with pytest.raises(StorageError, match="damaged"):
         model.generate(prompt(1, 70), **GREEDY)
-
-
-def kv_step_miss():
-    from tokenvm.vocab import Answer
-
-    return Answer.MISS
 
 
 def test_what_cannot_be_paged_is_refused_by_name():

@@ -5,7 +5,17 @@ from __future__ import annotations
 from tokenvm.errors import ConfigError
 
 try:
-    from transformers import AttentionInterface, Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
+    from transformers import (
+        AttentionInterface,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+        Cache,
+        DynamicCache,
+        EncoderDecoderCache,
+        PreTrainedModel,
+    )
     from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -17,6 +27,10 @@ except ImportError as error:
 __all__ = [
     "AttentionInterface",
     "AttentionMaskInterface",
+    "AutoConfig",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoTokenizer",
     "Cache",
     "CacheLayerMixin",
     "DynamicCache",

@@ -54,7 +54,7 @@ class Pager:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the model does, with a cache of pages unless one is given or `use_cache=False`."""
         config = kwargs.get("generation_config") or self._model.generation_config
-        if kwargs.get("past_key_values") is not None or not kwargs.get("use_cache", config.use_cache):
+        if kwargs.get("past_key_values") is not None or kwargs.get("use_cache", config.use_cache) is False:
             return self._generate(*args, **kwargs)
         if kwargs.get("cache_implementation", config.cache_implementation) is not None:
             raise ConfigError(
