@@ -37,9 +37,7 @@ class Engine:
         return self
 
     async def complete(self, prompt: Any, *_rest: Any, **_more: Any) -> RequestOutput:
-        async for last in self.generate(prompt):
-            pass
-        return last
+        return [one async for one in self.generate(prompt)][-1]
 
     async def generate(self, prompt: Any, *_rest: Any, **_more: Any) -> AsyncGenerator[RequestOutput, None]:
         self.open += 1
