@@ -129,7 +129,7 @@ def _sensible(body: Any) -> Any:
             given[name] = _known(given[name])
     if given.get("logit_bias"):
         given["logit_bias"] = {
-            str(int(token) % VOCABULARY): bias for token, bias in given["logit_bias"].items()
+            str(sum(map(ord, token)) % VOCABULARY): bias for token, bias in given["logit_bias"].items()
         }
     for name in (
         *(() if given.get("stream") else ("stream_options",)),
