@@ -1,14 +1,12 @@
 """`tokenvm serve` and `tokenvm ping` as people type them."""
 
 import socket
-import ssl
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
-from serve_world import Server, serving
+from serve_world import Server
 
 from tokenvm import cli
 
@@ -74,40 +72,3 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
     code, _, error = tokenvm("serve", "no/such/model", "--port=0", *words)
     assert code == 2
     assert named in error
-
-
-def test_a_model_that_is_not_there_is_told(tokenvm: Run) -> None:
-    code, _, error = tokenvm("serve", "./no/such/model", "--port=0", "--metrics-port=0")
-    assert code == 2
-    assert "no/such/model" in error
-
-
-def test_https_keys_and_json_logs_together(model_folder: Path, tmp_path: Path) -> None:
-    """A server as one would put it into production, with another name and its key in the environment."""
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-        f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}".split(),
-        check=True,
-        capture_output=True,
-    )
-    options = [
-        f"--ssl-certfile={certificate}",
-        f"--ssl-keyfile={key}",
-        "--log-format=json",
-        "--metrics-compat=vllm",
-    ]
-    with serving(model_folder, tmp_path, *options, TOKENVM_API_KEY="secret-7") as running:
-        assert running.url.startswith("https://")
-        trusted = ssl.create_default_context(cafile=str(certificate))
-        with httpx.Client(base_url=running.url, verify=trusted) as client:
-            assert client.get("/v1/models").status_code == 401
-            headers = {"Authorization": "Bearer secret-7", "X-Request-Id": "seen-1"}
-            body = {"prompt": "hello", "max_tokens": 3}
-            assert client.post("/v1/completions", json=body, headers=headers).status_code == 200
-            assert "vllm:e2e_request_latency_seconds_count" in client.get("/metrics", headers=headers).text
-        assert running.stop() == 0
-    lines = [line for line in running.lines if "seen-1" in line and "/v1/completions" in line]
-    assert len(lines) == 1
-    assert lines[0].startswith("{")
-    assert not [line for line in running.lines if "secret-7" in line or "hello" in line]
