@@ -41,7 +41,8 @@ def disk(engine: Engine) -> dict:
 
 @pytest.mark.parametrize("fault", sorted({*READ_FAULTS, *WRITE_FAULTS}))
 def test_each_kind_of_fault_is_counted_and_costs_no_token(fault: str, tmp_path: Path) -> None:
-    device = FaultyDevice(0.03, seed=1, faults=[fault])
+    reads, writes = ([fault] * (fault in known) for known in (READ_FAULTS, WRITE_FAULTS))
+    device = FaultyDevice(0.03, seed=1, reads=reads, writes=writes)
     with running(tiny_model(), tmp_path, device_pages=6, backend=device, clock=FakeClock()) as engine:
         assert speak(engine, PROMPTS, TOKENS) == roomy()
         counted = disk(engine)["faults"]
@@ -137,7 +138,7 @@ def test_a_slow_device_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_faults_are_logged_once_a_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    device = FaultyDevice(0.02, seed=5, faults=["short_read", "checksum"])
+    device = FaultyDevice(0.02, seed=5, reads=["short_read", "checksum"], writes=[])
     with running(tiny_model(), tmp_path, device_pages=6, backend=device, clock=FakeClock()) as engine:
         speak(engine, PROMPTS, TOKENS)
         assert disk(engine)["faults"]["checksum"] > 1
