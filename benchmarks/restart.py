@@ -3,11 +3,15 @@
 One process computes the prompts and ends. Then, for each prompt, an engine is started anew: it finds the prefix on
 disk, reads it, and computes the one token behind it. Beside it, in the same round: the disk's best rate, and the same
 prompt once more, when its prefix lies on the device: one step. The floor is bytes / (0.85 x that rate) + 1.25 steps.
+
+Also: the same prompts computed with and without a disk that keeps them, in turn; the same pages read with and without
+their checksums compared, in turn; and how long taking over ten thousand pages takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import subprocess
 import sys
 import tempfile
@@ -16,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from output_options import add_output_options
 
 from tokenvm.bench.figures import paired_ratios, spread
@@ -25,7 +30,14 @@ from tokenvm.bench.subject import turn
 from tokenvm.config import MemoryConfig
 from tokenvm.llm import LLM
 from tokenvm.machine import usable_cores
+from tokenvm.memory.backend import Check, Copies
+from tokenvm.memory.cpu import CpuDevice
+from tokenvm.memory.kept_disk import Keep, KeptDiskStore
+from tokenvm.memory.kept_folder import inspect_folder
+from tokenvm.memory.kept_size import geometry_of_store, limit_for
+from tokenvm.memory.layout import PageLayout
 from tokenvm.schedule.sampling_params import SamplingParams
+from tokenvm.vocab import Answer, PageKey, SlotId
 
 FIRST = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
 READ_SHARE, STEPS = 0.85, 1.25
@@ -54,18 +66,21 @@ def prompt_of(number: int, tokens: int) -> list[int]:
     return [1000 + (number * 7919 + at * 31 + at // 97) % 40_000 for at in range(tokens)]
 
 
-def opened(options: argparse.Namespace, folder: Path) -> LLM:
-    """Start an engine on a folder that keeps pages, with room for one prompt on the device."""
-    memory = MemoryConfig(nvme_path=folder, nvme_limit=options.nvme_limit, kv_limit=options.kv_limit)
+def opened(options: argparse.Namespace, folder: Path | None) -> LLM:
+    """Start an engine on a folder that keeps pages, or without a disk, with room for one prompt on the device."""
+    memory = MemoryConfig(nvme_limit=0, kv_limit=options.kv_limit)
+    if folder is not None:
+        memory = MemoryConfig(nvme_path=folder, nvme_limit=options.nvme_limit, kv_limit=options.kv_limit)
     return LLM(options.model, memory=memory, max_num_seqs=1, threads=options.threads, warm_up=True)
 
 
 def compute(options: argparse.Namespace, folder: Path) -> None:
-    """Compute every prompt, print how long each first token took, and leave the pages behind."""
-    with opened(options, folder) as llm:
+    """Compute every prompt and leave its pages; print the seconds to each first token, without a disk and with."""
+    with opened(options, folder) as llm, opened(options, None) as plain:
         for number in range(options.rounds):
             with turn(options.lock):
-                sys.stdout.write(f"{first_token_s(llm, prompt_of(number, options.tokens))}\n")
+                ids = prompt_of(number, options.tokens)
+                sys.stdout.write(f"{first_token_s(plain, ids)} {first_token_s(llm, ids)}\n")
 
 
 def first_token_s(llm: LLM, ids: list[int]) -> float:
@@ -80,6 +95,7 @@ def restarted(options: argparse.Namespace, folder: Path, number: int, probe: Any
     ids = prompt_of(number, options.tokens)
     began_s = time.monotonic()
     with opened(options, folder) as llm:
+        options.layout = llm.engine.kvcache.vm.layout
         start_s = time.monotonic() - began_s
         kept = llm.stats()["kept"]
         before = probe.rates()["disk_bytes_per_s"]
@@ -94,15 +110,77 @@ def restarted(options: argparse.Namespace, folder: Path, number: int, probe: Any
     return Round(start_s, kept["warm_s"], kept["warm_pages"], disk_s, step_s, read, max(before, after))
 
 
-def report(rounds: list[Round], computed_s: list[float], options: argparse.Namespace) -> Report:
-    """Put medians and ratios into a table."""
+def read_rates(folder: Path, layout: PageLayout, rounds: int) -> tuple[list[float], list[float]]:
+    """Return bytes a second of reading the pages of a folder, in turn without and with their checksums compared."""
+    (model,) = inspect_folder(folder).models
+    keep = Keep(bytes.fromhex(model), read_only=True)
+    store, device = KeptDiskStore(folder, 0, layout, keep), CpuDevice()
+    slots = np.array([page.slot for page in store.register.found][: (256 << 20) // layout.page_bytes])
+    region = device.allocate(len(slots) * layout.page_bytes)
+    places = store.places(slots[None, :], np.arange(layout.layers)[:, None])
+    count = places.place.size
+
+    def seconds(check: Check) -> float:
+        copies = Copies(
+            kind=places.kind.ravel(),
+            check=np.full(count, check, np.uint8),
+            fd=np.ascontiguousarray(places.fd).ravel(),
+            place=places.place.ravel(),
+            address=region.address + np.arange(count, dtype=np.uint64) * np.uint64(layout.part_stride),
+            nbytes=np.full(count, layout.part_stride, np.uint64),
+            checksum=store.checksums[slots].T.ravel(),
+        )
+        began_s = time.monotonic()
+        answer = device.copies().submit(copies, urgent=True).wait()
+        took_s = time.monotonic() - began_s
+        assert answer is Answer.HIT
+        return took_s
+
+    try:
+        seconds(Check.NONE)
+        pairs = [(seconds(Check.NONE), seconds(Check.VERIFY)) for _ in range(rounds)]
+    finally:
+        device.close()
+        store.close()
+    nbytes = count * layout.part_stride
+    return [nbytes / plain for plain, _ in pairs], [nbytes / checked for _, checked in pairs]
+
+
+def takeover_s(folder: Path, pages: int) -> float:
+    """Return the seconds that opening a store of so many pages takes, prefixes of 64 pages, 30 parts each."""
+    layout, keep = PageLayout(30, 4096), Keep(bytes(16))
+    limit = limit_for(pages, geometry_of_store(layout))
+    store = KeptDiskStore(folder, limit, layout, keep)
+    store.ensure(store.capacity)
+    parent = PageKey(b"")
+    for slot in range(store.capacity):
+        key = PageKey(random.randbytes(16))
+        store.register.remember(SlotId(slot), key, parent if slot % 64 else PageKey(b""))
+        parent = key
+    store.close()
+    began_s = time.monotonic()
+    again = KeptDiskStore(folder, limit, layout, keep)
+    took_s = time.monotonic() - began_s
+    if len(again.register.found) != again.capacity:
+        raise SystemExit(f"{len(again.register.found)} of {again.capacity} pages were found")
+    again.close()
+    return took_s
+
+
+def report(
+    rounds: list[Round], computed: list[list[float]], more: dict[str, Any], options: argparse.Namespace
+) -> Report:
+    """Put medians and ratios into a table; `computed` are seconds without and with a disk."""
+    computed_s = [kept for _, kept in computed]
+    keeping = paired_ratios(computed_s, [plain for plain, _ in computed])
+    checking = paired_ratios(more["unchecked_bytes_per_s"], more["checked_bytes_per_s"])
     ratio = paired_ratios([r.disk_s for r in rounds], [r.floor_s for r in rounds])
     faster = paired_ratios(computed_s, [r.disk_s for r in rounds])
     disk, floor = spread([r.disk_s for r in rounds]), spread([r.floor_s for r in rounds])
-    computed, step = spread(computed_s), spread([r.step_s for r in rounds])
+    whole, step = spread(computed_s), spread([r.step_s for r in rounds])
     rate, warm = spread([r.bytes_per_s for r in rounds]), spread([r.warm_s for r in rounds])
     cells = [
-        f"{computed.mid:.2f} s",
+        f"{whole.mid:.2f} s",
         f"{disk.mid * 1e3:.0f} ms ({disk.low * 1e3:.0f} to {disk.high * 1e3:.0f})",
         f"{floor.mid * 1e3:.0f} ms",
         f"{ratio.mid:.2f} x ({ratio.low:.2f} to {ratio.high:.2f})",
@@ -115,7 +193,10 @@ def report(rounds: list[Round], computed_s: list[float], options: argparse.Names
         "bench": "restart",
         "tokens": options.tokens,
         "rounds": [vars(r) | {"floor_s": r.floor_s} for r in rounds],
-        "computed_s": computed_s,
+        "computed_s": computed,
+        "keeping": keeping,
+        "checking": checking,
+        **more,
         "of_floor": ratio,
         "sooner": faster,
         "machine": machine(),
@@ -123,7 +204,11 @@ def report(rounds: list[Round], computed_s: list[float], options: argparse.Names
     note = (
         f"First token of {options.tokens:,} tokens, {len(rounds)} rounds, medians. "
         f"{rounds[0].read_bytes / 1e6:.0f} MB are read. "
-        f"Taking over {rounds[-1].warm_pages} pages took {warm.mid * 1e3:.0f} ms of the start."
+        f"Taking over {rounds[-1].warm_pages} pages took {warm.mid * 1e3:.0f} ms of the start; "
+        f"taking over {options.pages:,} took {more['takeover_s']:.2f} s. "
+        f"Computing with a disk that keeps the pages: {keeping.mid:.2f} x the time without one "
+        f"({keeping.low:.2f} to {keeping.high:.2f}). Reading pages with checksums compared: {checking.mid:.2f} x "
+        f"the time without ({checking.low:.2f} to {checking.high:.2f})."
     )
     return Report("restart", figures, [Grid(names, [cells])], [note])
 
@@ -137,6 +222,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=8065, help="of each prompt: whole pages and one token")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--pages", type=int, default=10_000, help="of the store whose taking over is timed")
     parser.add_argument("--kv-limit", default="240MB")
     parser.add_argument("--nvme-limit", default="4GB")
     parser.add_argument("--folder", type=Path, help="a disk to measure; by default a temporary folder")
@@ -162,15 +248,16 @@ def main() -> None:
             text=True,
             check=True,
         )
+        computed = [[float(word) for word in line.split()] for line in before.stdout.splitlines()]
         rounds = []
         for number in range(options.rounds):
             with turn(options.lock):
                 rounds.append(restarted(options, folder, number, probe))
-        finish(
-            report(rounds, [float(line) for line in before.stdout.split()], options),
-            options.write,
-            options.json,
-        )
+        with turn(options.lock):
+            plain, checked = read_rates(folder, options.layout, 3 * options.rounds)
+            more = {"takeover_s": takeover_s(Path(name) / "many", options.pages)}
+        more |= {"unchecked_bytes_per_s": plain, "checked_bytes_per_s": checked}
+        finish(report(rounds, computed, more, options), options.write, options.json)
 
 
 if __name__ == "__main__":

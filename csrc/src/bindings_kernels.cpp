@@ -99,6 +99,24 @@ void bind_rowwise(nb::module_& m) {
       },
       NoGil());
   m.def(
+      "gelu_mul",
+      [](Address gate_up, Int rows, Int width, Address out, bool narrow) {
+        gelu_mul(at<float>(gate_up), rows, width, at<void>(out), narrow);
+      },
+      NoGil());
+  m.def(
+      "norm_heads",
+      [](Address x, Int rows, Int heads, Int first, Int count, Int head_dim, Address weight, float eps) {
+        norm_heads(at<float>(x), rows, heads, first, count, head_dim, at<float>(weight), eps);
+      },
+      NoGil());
+  m.def(
+      "add_rows",
+      [](Address x, Address added, Int stride, Int rows, Int width) {
+        add_rows(at<float>(x), at<float>(added), stride, rows, width);
+      },
+      NoGil());
+  m.def(
       "cast_bf16", [](Address x, Int count, Address out) { cast_bf16(at<float>(x), count, at<bf16>(out)); },
       NoGil());
   m.def(

@@ -50,6 +50,20 @@ class Tape {
     });
   }
 
+  void gelu_mul(Address gate_up, Int width, Address out, bool narrow) {
+    add([=](Int rows) { tokenvm::gelu_mul(at<float>(gate_up), rows, width, at<void>(out), narrow); });
+  }
+
+  void norm_heads(Address x, Int heads, Int first, Int count, Int head_dim, Address weight, float eps) {
+    add([=](Int rows) {
+      tokenvm::norm_heads(at<float>(x), rows, heads, first, count, head_dim, at<float>(weight), eps);
+    });
+  }
+
+  void add_rows(Address x, Address added, Int stride, Int width) {
+    add([=](Int rows) { tokenvm::add_rows(at<float>(x), at<float>(added), stride, rows, width); });
+  }
+
   void play(Int rows) const {
     for (const auto& call : calls_) call(rows);
   }
@@ -69,5 +83,8 @@ void bind_tape(nb::module_& m) {
       .def("linear_add", &Tape::linear_add)
       .def("linear_silu_mul", &Tape::linear_silu_mul)
       .def("rms_norm", &Tape::rms_norm)
+      .def("gelu_mul", &Tape::gelu_mul)
+      .def("norm_heads", &Tape::norm_heads)
+      .def("add_rows", &Tape::add_rows)
       .def("play", &Tape::play, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -42,6 +42,30 @@ void silu_mul(const float* gate_up, std::int64_t rows, std::int64_t width, void*
   });
 }
 
+void gelu_mul(const float* gate_up, std::int64_t rows, std::int64_t width, void* out, bool narrow) {
+  const Kernels& table = kernels();
+  for_rows(rows, width, [&](std::int64_t row) {
+    const float* gate = gate_up + row * 2 * width;
+    table.gelu_mul(gate, gate + width, width, at(out, row * width, narrow), narrow);
+  });
+}
+
+void norm_heads(float* x, std::int64_t rows, std::int64_t heads, std::int64_t first, std::int64_t count,
+                std::int64_t head_dim, const float* weight, float eps) {
+  const Kernels& table = kernels();
+  for_rows(rows, count * head_dim, [&](std::int64_t row) {
+    float* head = x + (row * heads + first) * head_dim;
+    for (std::int64_t h = 0; h < count; ++h, head += head_dim)
+      table.rms_norm(head, nullptr, weight, eps, head_dim, head, false);
+  });
+}
+
+void add_rows(float* x, const float* added, std::int64_t stride, std::int64_t rows, std::int64_t width) {
+  for_rows(rows, width, [&](std::int64_t row) {
+    for (std::int64_t i = 0; i < width; ++i) x[row * width + i] += added[row * stride + i];
+  });
+}
+
 void cast_bf16(const float* x, std::int64_t count, std::uint16_t* out) {
   const Kernels& table = kernels();
   constexpr std::int64_t kStretch = 4096;

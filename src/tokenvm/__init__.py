@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenvm.async_llm import AsyncLLM
+    from tokenvm.bridges.autograd import PagedLinear, paged_activations
+    from tokenvm.bridges.paged_memory import PagedMemory
+    from tokenvm.bridges.patch import disable_paging, enable_paging, patch_model_attention
     from tokenvm.config import MemoryConfig
     from tokenvm.errors import (
         BuildError,
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from tokenvm.llm import LLM
     from tokenvm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, StreamChunk
     from tokenvm.schedule.sampling_params import SamplingParams
+    from tokenvm.schedule.structured_outputs import StructuredOutputsParams
+    from tokenvm.tensor_memory import MemoryHint
+    from tokenvm.tensors import PagedTensor
 
 __version__ = "0.1.0"
 
@@ -37,14 +43,23 @@ __all__ = [
     "LimitTooSmall",
     "Logprob",
     "MemoryConfig",
+    "MemoryHint",
     "ModelError",
+    "PagedLinear",
+    "PagedMemory",
+    "PagedTensor",
     "RequestError",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
     "StorageError",
     "StreamChunk",
+    "StructuredOutputsParams",
     "TokenVMError",
+    "disable_paging",
+    "enable_paging",
+    "paged_activations",
+    "patch_model_attention",
 ]
 
 
@@ -62,12 +77,20 @@ def __dir__() -> list[str]:
 
 def _home(name: str) -> str:
     """Return the module that defines a public name."""
-    if name == "LLM":
-        return "tokenvm.llm"
-    if name == "AsyncLLM":
-        return "tokenvm.async_llm"
-    if name == "MemoryConfig":
-        return "tokenvm.config"
-    if name == "SamplingParams":
-        return "tokenvm.schedule.sampling_params"
-    return "tokenvm.errors" if name.endswith(("Error", "TooSmall")) else "tokenvm.outputs"
+    homes = {
+        "AsyncLLM": "async_llm",
+        "LLM": "llm",
+        "MemoryConfig": "config",
+        "MemoryHint": "tensor_memory",
+        "PagedLinear": "bridges.autograd",
+        "PagedMemory": "bridges.paged_memory",
+        "PagedTensor": "tensors",
+        "SamplingParams": "schedule.sampling_params",
+        "StructuredOutputsParams": "schedule.structured_outputs",
+        "disable_paging": "bridges.patch",
+        "enable_paging": "bridges.patch",
+        "paged_activations": "bridges.autograd",
+        "patch_model_attention": "bridges.patch",
+    }
+    rest = "errors" if name.endswith(("Error", "TooSmall")) else "outputs"
+    return f"tokenvm.{homes.get(name, rest)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -27,17 +27,16 @@ from tokenvm.engine_process.messages import (
     Told,
     error_from,
 )
+from tokenvm.engine_process.questions import Questions
+from tokenvm.engine_process.reading import read_aside
 from tokenvm.engine_process.requests import Requests
 from tokenvm.errors import EngineDeadError, RequestError, TokenVMError
 from tokenvm.models.progress import Report, silent
 from tokenvm.outputs import RequestOutput
-from tokenvm.prompts import Prompt, read_prompt, salt_of
+from tokenvm.prompts import Prompt, ready, salt_of
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
-
-LONG_TEXT: Final = 20_000
-"""Characters from which on a prompt is tokenised on another thread."""
 
 HEALTH_S: Final = 30.0
 
@@ -77,7 +76,8 @@ class AsyncLLM:
             "enable_prefix_caching": enable_prefix_caching,
             "warm_up": warm_up,
         }
-        self._start = Start(str(model), {} if memory is None else memory.chosen(), dtype, numbers)
+        chosen = {} if memory is None else memory.chosen()
+        self._start = Start(str(model), chosen, dtype, numbers, str(tokenizer or ""))
         self._tokenizer_folder = tokenizer
         self._progress = progress
         self._clock = RealClock()
@@ -88,7 +88,7 @@ class AsyncLLM:
         )
         self._requests = Requests()
         self._names: dict[str, str] = {}  # request id → name, of those in flight
-        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._questions = Questions()
         self._count = 0
 
     @classmethod
@@ -129,7 +129,7 @@ class AsyncLLM:
         priority: int = 0,
         cache_salt: str = "",
         delta: bool = False,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt, yielding all that has come so far whenever there is more, or with `delta` only the new.
 
         A lower `priority` runs first; only requests with the same `cache_salt` share pages, and one in
@@ -140,14 +140,29 @@ class AsyncLLM:
         Raises:
             RequestError: the request is not possible. StorageError: there is no room for its pages. EngineDeadError.
         """
-        params = sampling_params or SamplingParams()
-        one = await self._submit(prompt, params, request_id, priority, cache_salt)
+        one = await self._submit(prompt, sampling_params, request_id, priority, cache_salt, False)
         try:
             ended = False
             while not ended:
                 await one.wait()
                 ended = one.finished  # what comes while the caller has this output is news again
                 yield one.delta() if delta else one.so_far()
+        finally:
+            self._forget(one)
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> RequestOutput:
+        """Return the last output of `generate`, at less cost: nobody is woken for each token. Raises the same."""
+        one = await self._submit(prompt, sampling_params, request_id, priority, cache_salt, True)
+        try:
+            return await one.end()
         finally:
             self._forget(one)
 
@@ -161,14 +176,18 @@ class AsyncLLM:
 
     async def stats(self) -> dict[str, Any]:
         """Return what `LLM.stats` does. Raises EngineDeadError."""
-        number = self._count = self._count + 1
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        number = self._questions.begin()
         try:
             await self._send(Ask(number))
-            stats: dict[str, Any] = await answer
-            return stats
+            return await self._questions.answer(number)
         finally:
-            del self._asked[number]
+            self._questions.forget(number)
+
+    async def ended(self) -> TokenVMError:
+        """Return what ended the engine, once it has."""
+        if self._listener is not None:
+            await asyncio.wait((self._listener,))
+        return self._end
 
     async def check_health(self, timeout_s: float = HEALTH_S) -> None:
         """Return once the engine has answered between two steps.
@@ -206,26 +225,22 @@ class AsyncLLM:
         self._listener = asyncio.create_task(self._listen(self._connection))
 
     async def _submit(
-        self, prompt: Prompt, params: SamplingParams, request_id: str | None, priority: int, salt: str
+        self, prompt: Prompt, how: SamplingParams | None, name: str | None, rank: int, salt: str, whole: bool
     ) -> InFlight:
         self._refuse_dead()
-        if isinstance(prompt, str) and len(prompt) >= LONG_TEXT:
-            ids, said = await asyncio.to_thread(read_prompt, prompt, self._tokenizer)
-        else:
-            ids, said = read_prompt(prompt, self._tokenizer)
+        ids, said = await read_aside(prompt, self._tokenizer)
         self._count += 1
-        name = str(self._count)
-        called, now_s = request_id or f"request-{name}", self._clock.now_s()
-        request = Request(called, ids, params, now_s, priority, cache_salt=salt_of(prompt, salt))
-        if request.request_id in self._names:
-            raise RequestError(
-                f"a request {request.request_id!r} has not finished: give each an id of its own"
-            )
-        one = InFlight(name, Collector(request, said, self._tokenizer, self._ready.ends))
+        wired, now_s = str(self._count), self._clock.now_s()
+        name = name or f"request-{wired}"
+        params, salt = ready(how, self._tokenizer), salt_of(prompt, salt)
+        request = Request(name, ids, params, now_s, rank, cache_salt=salt)
+        if name in self._names:
+            raise RequestError(f"a request {name!r} has not finished: give each an id of its own")
+        one = InFlight(wired, Collector(request, said, self._tokenizer, self._ready.ends, streams=not whole))
         self._requests.add(one)
-        self._names[one.request_id] = name
+        self._names[one.request_id] = wired
         try:
-            await self._send(Submit.of(request, name))
+            await self._send(Submit.of(request, wired))
         except BaseException:
             self._forget(one)
             raise
@@ -275,14 +290,11 @@ class AsyncLLM:
             case Refused(name, failure):
                 self._requests.fail(name, error_from(failure))
             case Told(number, stats):
-                if number in self._asked and not self._asked[number].done():
-                    self._asked[number].set_result(stats)
+                self._questions.hear(number, stats)
             case _:
                 raise ValueError(f"{type(message).__name__} is not said by a running engine")
 
     def _fail_all(self, error: EngineDeadError) -> None:
         self._end = error
         self._requests.fail_all(error)
-        for answer in self._asked.values():
-            if not answer.done():
-                answer.set_exception(EngineDeadError(*error.args))
+        self._questions.fail_all(error)

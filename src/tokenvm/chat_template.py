@@ -24,6 +24,7 @@ class ChatTemplate:
     """A compiled template, or the absence of one. `tokens`: the special tokens a template may name."""
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
+        self.source = source
         self.is_present = bool(source)
         self._tokens = dict(tokens)
         try:
@@ -45,21 +46,25 @@ class ChatTemplate:
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"{path} cannot be read ({error}): download the model again") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        """Turn messages into the prompt's text; raises RequestError for what is not accepted."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        more: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Turn messages into the prompt's text; `more` has further names that the template may know, such as `tools`.
+
+        Raises RequestError for what is not accepted.
+        """
         if not self.is_present:
             raise RequestError(
                 "this model has no chat template: pass a prompt instead, or use an instruct model"
             )
         checked = check_messages(messages)
+        named = {key: _plain(value, f"{key} of the chat template") for key, value in (more or {}).items()}
+        fixed = {"messages": checked, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(
-                messages=checked,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._tokens,
-            )
+            return self._template.render({"tools": None, "documents": None, **self._tokens, **named, **fixed})
         except Exception as error:  # a template is foreign code and may raise anything
             raise RequestError(f"the model's chat template refuses these messages: {error}") from error
 

@@ -31,6 +31,7 @@ from tokenvm.cli_options import (
     check_fraction,
     merged_memory,
 )
+from tokenvm.cli_serve import ping, serve
 from tokenvm.errors import ConfigError, TokenVMError
 
 app = typer.Typer(
@@ -42,6 +43,8 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(disk, name="disk")
+app.command()(serve)
+app.command()(ping)
 
 _INTERRUPTED = 130
 

@@ -11,6 +11,8 @@ from tokenvm.cli_options import (
     Dtype,
     Json,
     KvCacheDtype,
+    KvLimit,
+    MaxNumSeqs,
     Model,
     NvmePath,
     Threads,
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
     from tokenvm.bench.report import Report
     from tokenvm.bench.seed import Pages
-    from tokenvm.bench.stream import Line
     from tokenvm.bench.subject import Subject
 
 bench = typer.Typer(help="Measurements: a card for people, one JSON line for machines.", no_args_is_help=True)
@@ -114,10 +115,10 @@ def bench_stream(
     as_json: Json = False,
 ) -> None:
     """Find out how a step slows down as more of the KV lies below the device: raw, compressed, over a link."""
-    from tokenvm.bench.stream import measure
+    from tokenvm.bench.stream import lines_of, measure
 
     fractions = fractions_of(kv_fraction)
-    lines = _lines(codecs, link_bandwidth)
+    lines = lines_of(codecs, link_bandwidth)
     subject = _subject(model, dtype, threads, nvme_path, lock)
     pages = _pages(subject, context, any(line.codec != "none" for line in lines))
     _finish(measure(subject, pages, context, fractions, lines, tokens, rounds, _console()), write, as_json)
@@ -229,6 +230,28 @@ def bench_schedule(
     _finish(report, write, as_json)
 
 
+@bench.command("serve")
+def bench_serve(
+    model: Model = "smollm2",
+    clients: Annotated[int, typer.Option(min=1, help="Clients that ask at once.")] = 64,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
+    tokens: Tokens = 64,
+    rounds: Rounds = 3,
+    kv_limit: KvLimit = None,
+    max_num_seqs: MaxNumSeqs = None,
+    threads: Threads = None,
+    lock: Lock = None,
+    write: Write = None,
+    as_json: Json = False,
+) -> None:
+    """Time a crowd of streaming clients against a server, and the same work by LLM.generate in turn."""
+    from tokenvm.bench.serve import Crowd, Limits, measure
+
+    limits = Limits(merged_memory(kv_limit=kv_limit).config, kv_limit, max_num_seqs, threads, lock)
+    report = measure(model, limits, Crowd(clients, prompt, tokens), rounds, _console())
+    _finish(report, write, as_json)
+
+
 def _subject(
     model: str,
     dtype: str,
@@ -247,24 +270,6 @@ def _pages(subject: Subject, context: int, computed: bool) -> Pages:
     from tokenvm.bench.subject import made_pages
 
     return made_pages(subject, context, computed)
-
-
-def _lines(codecs: str, link_bandwidth: str | None) -> list[Line]:
-    from tokenvm.bench.stream import Line
-    from tokenvm.bench.subject import known_codecs
-
-    known = known_codecs()
-    chosen = known if codecs == "auto" else codecs.split(",")
-    for codec in chosen:
-        if codec not in known:
-            raise ConfigError(f'--codecs names "{codec}", which does not exist: use {", ".join(known)}')
-    lines = [Line(codec) for codec in chosen]
-    if link_bandwidth is not None:
-        rate = parse_size(link_bandwidth.removesuffix("/s"), "link_bandwidth")
-        if not rate:
-            raise ConfigError('--link-bandwidth 0 moves nothing: type --link-bandwidth "8GB/s"')
-        lines.append(Line(link_bytes_per_s=float(rate)))
-    return lines
 
 
 def _whole_numbers(option: str, text: str) -> list[int]:

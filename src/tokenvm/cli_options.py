@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import fields
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -12,6 +15,9 @@ from tokenvm.config import Resolved, config_path, read_config_file, resolve
 from tokenvm.errors import ConfigError
 
 Model = Annotated[str, typer.Option(help="A built-in name (smollm2), a Hugging Face folder or a .gguf file.")]
+VramLimit = Annotated[
+    str | None, typer.Option(help='Device memory for all: weights, pages, workspace, such as "4GB".')
+]
 KvLimit = Annotated[str | None, typer.Option(help='Memory for KV pages, such as "64MB".')]
 KvTokens = Annotated[
     int | None,
@@ -34,6 +40,42 @@ MaxNumSeqs = Annotated[int | None, typer.Option(help="Most sequences that run at
 MaxTokensPerForward = Annotated[int | None, typer.Option(help="Most tokens that a step computes.")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line last.")]
+
+
+def takes(*kinds: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function that is given one dataclass of options for each of `kinds`.
+
+    Their fields become options of the command, beside the keyword arguments that the function has of its own.
+    """
+
+    def made(function: Callable[..., None]) -> Callable[..., None]:
+        names = [[field.name for field in fields(kind)] for kind in kinds]
+
+        def command(**given: Any) -> None:
+            parts = [{name: given.pop(name) for name in own} for own in names]
+            function(*(kind(**part) for kind, part in zip(kinds, parts, strict=True)), **given)
+
+        hints = get_type_hints(function, include_extras=True)
+        own = [
+            name for name, one in signature(function).parameters.items() if one.kind is Parameter.KEYWORD_ONLY
+        ]
+        found = [Parameter(name, Parameter.KEYWORD_ONLY, annotation=hints[name]) for name in own]
+        for kind in kinds:
+            found += _parameters(kind)
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__annotations__ = {one.name: one.annotation for one in found}
+        command.__signature__ = signature(command).replace(parameters=found)  # type: ignore[attr-defined]
+        return command
+
+    return made
+
+
+def _parameters(kind: type[Any]) -> list[Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        for field in fields(kind)
+    ]
 
 
 def merged_memory(**given: Any) -> Resolved:

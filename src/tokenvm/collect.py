@@ -41,7 +41,7 @@ class Collector:
         self._places: dict[SeqId, int] = {}
         self._request = request
         self._tokenizer = tokenizer
-        self._streams = streams
+        self.streams = streams
         self._chunks: list[StreamChunk] = []
         self._queue_s: float | None = None
         self._ttft_s: float | None = None
@@ -119,7 +119,7 @@ class Collector:
         self._give(completion, fresh)
 
     def _give(self, completion: _Completion, fresh: str) -> None:
-        if self._streams:
+        if self.streams:
             output = completion.output
             token = output.token_ids[-1] if output.token_ids else 0
             self._chunks.append(StreamChunk(fresh, token, output.finish_reason, self.output, output.index))

@@ -32,7 +32,7 @@ _COUNTS: Final[Mapping[str, int]] = {"block_tokens": 16, **dict.fromkeys(_FROM_O
 """Field → the smallest value."""
 
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "policy": ("lru",),
+    "policy": ("auto", "lru", "2q", "arc", "s3fifo", "predictor"),
     "prefetch_strategy": ("none", "sequential"),
     "compression": ("none", "bitpack", "lz4", "zstd"),
     "kv_cache_dtype": ("auto", "int8", "fp8"),
@@ -103,8 +103,8 @@ class MemoryConfig(BaseModel):
     """Tokens of a page, a multiple of 16 up to 256; auto follows from the model's geometry."""
     page_size: int | Auto = "auto"
     """Bytes of a page, another way to say block_tokens: the largest page that fits is used."""
-    policy: str = "lru"
-    """Which page to evict where the future is unknown."""
+    policy: str = "auto"
+    """Which page to evict where the future is unknown; auto lets several duel. docs/policies.md."""
     prefetch_strategy: str = "sequential"
     """Which pages to bring before they are asked for: none, or sequential (the next ones in layer order)."""
     prefetch_depth: int | Auto = "auto"
@@ -135,7 +135,7 @@ class MemoryConfig(BaseModel):
             nvme_read_only: bool = False,
             block_tokens: int | Auto = "auto",
             page_size: int | str = "auto",
-            policy: str = "lru",
+            policy: str = "auto",
             prefetch_strategy: str = "sequential",
             prefetch_depth: int | Auto = "auto",
             prefetch_ahead: int | Auto = "auto",

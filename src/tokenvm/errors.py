@@ -4,6 +4,7 @@ TokenVMError
 ├── ConfigError          a setting is unknown, malformed or contradicts another
 │   └── LimitTooSmall    a memory limit is below what the work needs; names the minimum
 ├── ModelError           a model cannot be found, read or understood
+│   └── UnsupportedModel it can be read, but asks for what the native decoder has not
 ├── RequestError         a prompt or a sampling parameter is not acceptable; the engine goes on
 ├── StorageError         a tier cannot be opened or has no room
 ├── EngineDeadError      the engine's process has ended; its requests are lost
@@ -34,6 +35,10 @@ class LimitTooSmall(ConfigError):  # noqa: N818 - reads as a sentence: raise Lim
 
 class ModelError(TokenVMError):
     """A model cannot be found, read or understood."""
+
+
+class UnsupportedModel(ModelError):  # noqa: N818 - reads as a sentence
+    """A model is whole, but of an architecture, or with a setting, that the native decoder does not have."""
 
 
 class RequestError(TokenVMError):

@@ -17,7 +17,7 @@ class Frozen:
     def __init__(
         self,
         ledger: Ledger,
-        policy: Policy,
+        policy: Policy[UnitId],
         moves: Moves,
         make_room: Callable[[int, Sequence[Pages]], None],
         bring_up: Callable[[Sequence[UnitId], int], int],

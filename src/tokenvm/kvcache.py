@@ -8,6 +8,8 @@ from dataclasses import replace
 
 from tokenvm.arrange import Layout, lay_out
 from tokenvm.clock import Clock
+from tokenvm.errors import StorageError
+from tokenvm.kernels.paging import copy
 from tokenvm.open_pages import OpenPages
 from tokenvm.residency.sharing import order_of
 from tokenvm.schedule.plan import Plan
@@ -15,7 +17,7 @@ from tokenvm.sequences import Sequences
 from tokenvm.staging import Staged
 from tokenvm.stream import Reads, Stream
 from tokenvm.vm import MemoryManager
-from tokenvm.vocab import SeqId, Tier, UnitId
+from tokenvm.vocab import Answer, SeqId, Tier, UnitId
 
 
 class KVCache(Sequences):
@@ -138,6 +140,27 @@ class KVCache(Sequences):
         self._let_go(self._table.truncate(seq, min(tokens, length)))
         return self._table.length_tokens(seq)
 
+    def cut(self, seq: SeqId, tokens: int) -> None:
+        """Take back all but the first `tokens`; what stays of a sealed page goes on in an open page of its own.
+
+        For raw KV. Raises StorageError where the device has no room for that page, or its bytes are damaged.
+        """
+        assert self._open_pages is None, "KVCache.cut: a lossy page cannot be opened again"
+        index, rest = divmod(tokens, self.block_tokens)
+        if not rest or index == self._table.length_tokens(seq) // self.block_tokens:
+            self.truncate(seq, tokens)
+            return
+        source = self._table.pages(seq)[index]
+        self.vm.retain([source])
+        try:
+            self.truncate(seq, tokens)
+            unit = self.vm.new_page(self._running())
+            self._table.append(seq, unit)
+            self._copy_sealed(source, unit)
+            self._table.advance(seq, rest)
+        finally:
+            self.vm.release([source])
+
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """Begin `child` with all that `parent` has committed: sealed pages are shared, the open one is copied.
 
@@ -175,6 +198,23 @@ class KVCache(Sequences):
         self.vm.close()
         if self._open_pages is not None:
             self._open_pages.free()
+
+    def _copy_sealed(self, source: UnitId, target: UnitId) -> None:
+        """Copy a page from whatever tier it lies in to a page on the device. Nothing else is in the ring."""
+        if self.vm.ledger.resident(source, Tier.DEVICE):
+            self.vm.copy_page(source, target)
+            return
+        ring, stride = self.vm.ring, self.vm.layout.part_stride
+        first = ring.submit(self.vm.program([source]))
+        base = int(self.vm.addresses([target])[0])
+        for layer in range(self.vm.layout.layers):
+            if ring.wait(first + layer + 1) is not Answer.HIT:
+                ring.cancel()
+                raise StorageError(
+                    "a page came back damaged: run it again, and check the disk below nvme_path"
+                )
+            copy(base + layer * stride, int(ring.addresses(first + layer, first + layer + 1)[0]), stride)
+            ring.release(first + layer + 1)
 
     def _extend(self, plan: Plan) -> None:
         """Give every sequence the pages its span goes to; all have room before the first is made."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tokenvm.borrowed.load import load_any_model
 from tokenvm.clock import RealClock
 from tokenvm.collect import Collector
 from tokenvm.config import MemoryConfig, config_path, read_config_file, resolve
@@ -19,9 +20,9 @@ from tokenvm.engine.startup import StartupPlan
 from tokenvm.errors import RequestError, TokenVMError
 from tokenvm.models.fetch import default_cache_dir, resolve_model
 from tokenvm.models.progress import Report, silent
-from tokenvm.models.weights.pack import LoadedModel, load_model
+from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.outputs import RequestOutput, StreamChunk
-from tokenvm.prompts import Prompt, read_prompt, salt_of
+from tokenvm.prompts import Prompt, read_prompt, ready, salt_of
 from tokenvm.schedule.plan import FinishedEvent
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
@@ -60,7 +61,7 @@ class LLM:
         warm_up: bool = False,
     ) -> None:
         folder = resolve_model(str(model), progress=progress)
-        loaded = load_model(folder, dtype)
+        loaded = load_any_model(folder, dtype)
         spoken = Tokenizer.from_folder(folder if tokenizer is None else Path(tokenizer))
         settings = make_settings(
             memory,
@@ -83,7 +84,7 @@ class LLM:
 
     def _start(self, model: LoadedModel, tokenizer: Tokenizer, settings: Settings) -> None:
         self.model = model
-        self.engine: Engine = build_engine(model, settings)
+        self.engine: Engine = build_engine(model, settings, tokenizer=lambda: tokenizer)
         self._tokenizer = tokenizer
         self._clock = RealClock()
         self._requests = 0
@@ -192,6 +193,7 @@ class LLM:
         salt = salt_of(prompt, salt)
         name = f"request-{self._requests}"
         self._requests += 1
+        params = ready(params, self._tokenizer)
         request = Request(name, ids, params, self._clock.now_s(), priority, cache_salt=salt)
         ends = self.model.spec.eos_token_ids
         return request, Collector(request, text, self._tokenizer, ends, streams=streams)

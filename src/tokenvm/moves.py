@@ -26,7 +26,7 @@ class Moves:
         self,
         ledger: Ledger,
         transfers: TransferEngine,
-        policy: Policy,
+        policy: Policy[UnitId],
         sweep: Callable[[], None],
         watch: Watching,
     ) -> None:

@@ -114,10 +114,11 @@ class PrefixCache:
         self._asked.append(seq)
         if taken == len(units) and self._is_being_computed(seq, prompt, taken, resting):
             return Match(Answer.IN_FLIGHT, tuple(units))
-        prompt.found = units[:taken]
+        if units[:taken] != prompt.found:
+            prompt.found = units[:taken]
+            self._vm.index.touch(prompt.found)
         for unit in prompt.found:
             prompt.lay.setdefault(unit, self._vm.ledger.find(unit).tier)
-        self._vm.index.touch(prompt.found)
         if self._waits_for_copies(prompt, resting):
             return Match(Answer.IN_FLIGHT, tuple(prompt.found))
         prompt.claims = prompt.trust > 0
@@ -133,10 +134,11 @@ class PrefixCache:
         assert all(unit in self._vm.index for unit in pages), f"sequence {seq}: its match is out of date"
         self._vm.retain(pages)
         self._table.adopt(seq, pages, prompt.keys[: len(pages)])
+        self._vm.index.visit(prompt.keys)
         prompt.cached_tokens = len(pages) * self._block_tokens
         self.stats.asked_tokens += prompt.tokens
+        self._vm.policy.touch(*pages)
         for unit in pages:
-            self._vm.policy.touch(unit)
             self.stats.hit_tokens[prompt.lay[unit]] += self._block_tokens
 
     def cached_tokens(self, seq: SeqId) -> int:
@@ -153,6 +155,8 @@ class PrefixCache:
             salt = self._salt if prompt is None else prompt.salt
             block = self._block_tokens
             key = page_key(salt, self._fingerprint, parent, tokens[index * block : (index + 1) * block])
+            if prompt is not None and prompt.kept:
+                self._vm.index.extend(key, parent)
         if prompt is not None and prompt.kept:
             self._vm.keep(unit, key, parent)
         return key

@@ -27,7 +27,7 @@ _WRITE_ATTEMPTS = 2 * IN_A_ROW  # by then a tier that fails is closed
 class Room:
     """Owners of units come and go here too, so that a page nobody needs is known to be idle at once."""
 
-    def __init__(self, ledger: Ledger, policy: Policy, index: PrefixIndex, moves: Moves) -> None:
+    def __init__(self, ledger: Ledger, policy: Policy[UnitId], index: PrefixIndex, moves: Moves) -> None:
         self._ledger = ledger
         self._policy = policy
         self._index = index
@@ -80,9 +80,10 @@ class Room:
 
     def make_on_disk(self, slots: int) -> None:
         """Let go of idle pages that lie on disk, at most `slots`, until as many slots are free there."""
-        for _ in range(slots - self._ledger.free(Tier.DISK)):
-            if not self._let_go(lambda unit: self._ledger.resident(unit, Tier.DISK)):
-                return
+        while (free := self._ledger.free(Tier.DISK)) < slots:
+            gone = self._let_go(lambda unit: self._ledger.resident(unit, Tier.DISK))
+            if not gone or self._ledger.free(Tier.DISK) == free:
+                return  # nobody is left, or it would not help
 
     def idle_to_write(self, running: Sequence[Pages]) -> list[UnitId]:
         """Return idle pages without a copy below, in the order they leave, once three quarters of the device are taken.
@@ -145,16 +146,20 @@ class Room:
                 self._index.idle(unit)
                 self._policy.touch(unit)
 
-    def forget(self, unit: UnitId) -> None:
-        """Let an indexed page go for good, with all that go on from it. Who else owns one keeps it."""
-        gone = self._index.remove(unit)
+    def forget(self, unit: UnitId, *, evicted: bool = False) -> None:
+        """Let an indexed page go for good, with all that go on from it. Who else owns one keeps it.
+
+        `evicted`: for want of room.
+        """
+        gone = self._index.remove(unit, evicted=evicted)
         self.reclaimed_pages += sum(self._ledger.owners(one) == 1 for one in gone)
         self.release(gone)
 
     def _let_go(self, allowed: Callable[[UnitId], bool]) -> bool:
+        self._index.crowded()
         first = self._index.first_to_go(allowed)
         for unit in first:
-            self.forget(unit)
+            self.forget(unit, evicted=True)
         return bool(first)
 
     def _let_go_for_idle(self, slots: int, needed: Set[UnitId]) -> bool:
@@ -164,7 +169,7 @@ class Room:
         """
         if not choose_idle(1, self._ledger, self._policy, needed, room=1):
             return self._let_go(lambda unit: self._ledger.resident(unit, Tier.DEVICE))
-        return [self._let_go(lambda _: True) for _ in range(slots)].count(True) > 0
+        return [self._let_go(self._takes_room) for _ in range(slots)].count(True) > 0
 
     def _unranked(self, needed: Set[UnitId]) -> list[UnitId]:
         """Pages of sequences at rest, under a policy that has no victims."""
@@ -178,7 +183,12 @@ class Room:
         return any(map(self._lies_below, self._index.first_to_go(lambda _: True)))
 
     def _lies_below(self, unit: UnitId) -> bool:
-        return any(self._ledger.resident(unit, tier) for tier in (Tier.HOST, Tier.DISK))
+        """Whether its slot below the device is of use to others."""
+        tiers = [tier for tier in (Tier.HOST, Tier.DISK) if self._ledger.writable(tier)]
+        return any(self._ledger.resident(unit, tier) for tier in tiers)
+
+    def _takes_room(self, unit: UnitId) -> bool:
+        return self._lies_below(unit) or self._ledger.resident(unit, Tier.DEVICE)
 
     def _keep_promise(self, most: int) -> list[Victim]:
         """Return at most so many of those chosen before who may still leave at once; a promise is kept once."""
@@ -204,12 +214,12 @@ class Room:
             return Answer.HIT
         if not self._index.is_idle(unit):
             return Answer.MISS
-        self.forget(unit)  # what cannot be written and nobody needs
+        self.forget(unit, evicted=True)  # what cannot be written and nobody needs
         return Answer.HIT
 
     def _drop(self, unit: UnitId) -> None:
         self._ledger.drop(unit, Tier.DEVICE)
-        self._policy.remove(unit)
+        self._policy.evict(unit)
 
     def _demote(self, unit: UnitId) -> None:
         """Start writing a page down; where the disk has less space than its limit says, where an idle page lies."""

@@ -117,6 +117,22 @@ class Sequences:
             counts["warm_tokens"] = counts["warm_pages"] * self.block_tokens
         return counts
 
+    @property
+    def policy_stats(self) -> dict[str, Any]:
+        """What the policy of kept pages found, beside LRU and a cache without limit, as plain values."""
+        name, ruling = self.vm.index.policy_names
+        rates = self.vm.index.proof.rates
+        return {
+            "name": name,
+            "ruling": ruling,
+            "asked_pages": rates.asked_pages,
+            "hit_rate": rates.hit_rate,
+            "shadow_lru_hit_rate": rates.lru,
+            "infinite_hit_rate": rates.bound,
+            "gain_over_lru": rates.hit_rate - rates.lru,
+            "regret": rates.regret,
+        }
+
     def forget_prefixes(self) -> None:
         """Let go of every page that no sequence owns; none that is owned now will outlive its sequences."""
         self.vm.forget_prefixes()

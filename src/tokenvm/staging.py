@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenvm.arrange import Layout, Round
+from tokenvm.arrange import Layout, Owners, Round
 from tokenvm.clock import Clock
 from tokenvm.memory.faults import SLOW_S
 from tokenvm.open_pages import OwnPages
@@ -58,6 +58,11 @@ class Staged:
     def resident_pages(self) -> int:
         """Pages attended in place."""
         return len(self._layout.resident)
+
+    @property
+    def owners(self) -> tuple[Owners, ...]:
+        """Whose each page is, in the order of the addresses that `rounds` yields."""
+        return self._layout.owners
 
     @property
     def tiers(self) -> dict[Tier, int]:

@@ -63,6 +63,15 @@ class Tokenizer:
         """Whether conversations can be turned into prompts."""
         return self._template.is_present
 
+    @property
+    def chat_template(self) -> str:
+        """The source of the chat template, empty where there is none."""
+        return self._template.source
+
+    def as_json(self) -> str:
+        """Describe it as a tokenizer.json does."""
+        return str(self._backend.to_str())
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Turn text into token ids; `add_special_tokens` adds what the model wants at the start, if anything.
 
@@ -104,6 +113,7 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         tokenize: Literal[True] = True,
+        more: Mapping[str, Any] | None = None,
     ) -> list[int]: ...
 
     @overload
@@ -113,16 +123,23 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         *,
         tokenize: Literal[False],
+        more: Mapping[str, Any] | None = None,
     ) -> str: ...
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, tokenize: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tokenize: bool = True,
+        more: Mapping[str, Any] | None = None,
     ) -> list[int] | str:
         """Turn a conversation ({"role", "content"} each) into the model's prompt, as token ids or as text.
 
+        `more` has further names that the template may know, such as `tools` or `enable_thinking`.
+
         Raises RequestError when a message is malformed, the template refuses it, or there is no template.
         """
-        text = self._template.render(messages, add_generation_prompt)
+        text = self._template.render(messages, add_generation_prompt, more)
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
     def _named(self, config: Mapping[str, Any], key: str) -> tuple[int, ...]:

@@ -55,8 +55,8 @@ class MemoryManager:
         arena: DeviceArena,
         lower: Sequence[TierStore],
         ring_slots: int,
-        policy: Policy,
-        keep_policy: Policy | None = None,
+        policy: Policy[UnitId],
+        keep_policy: Policy[PageKey] | None = None,
         clock: Clock | None = None,
         register: Register | None = None,
     ) -> None:

@@ -11,10 +11,15 @@ from pathlib import Path
 from source_tree import PACKAGE, Import, Module, functions
 
 ROWS: Mapping[int, tuple[str, ...]] = {
-    8: ("cli cli_bench cli_config cli_disk cli_options bench",),
-    7: ("serve", "bridges", "llm async_llm engine_process"),
+    9: ("cli cli_bench cli_config cli_disk cli_options cli_serve cli_toka bench",),
+    8: ("serve",),
+    7: ("bridges", "llm async_llm engine_process"),
     6: ("engine collect outputs prompts stop_strings",),
-    5: ("kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors"),
+    5: (
+        "borrowed",
+        "kvcache staging arrange stream open_pages prefix_cache pauses sequences",
+        "tensors tensor_memory",
+    ),
     4: ("vm room losses moves watch frozen keeping",),
     3: ("memory", "models", "schedule", "tokenizer chat_template"),
     2: ("kernels", "parallel", "residency"),
@@ -35,11 +40,14 @@ BANNED: Mapping[str, tuple[str, ...]] = {
 """Room → what it must not know, though it may lie lower."""
 
 RESERVED: Mapping[str, tuple[str, ...]] = {
-    "transformers": ("bridges", "bench"),
+    "transformers": ("bridges", "bench", "borrowed"),
     "fastapi": ("serve",),
     "prometheus_client": ("serve",),
-    "typer": ("cli", "cli_bench", "cli_config", "cli_disk", "cli_options"),
-    "msgspec": ("engine_process",),
+    "starlette": ("serve",),
+    "uvicorn": ("serve",),
+    "typer": ("cli", "cli_bench", "cli_config", "cli_disk", "cli_options", "cli_serve"),
+    "msgspec": ("engine_process", "serve"),
+    "llguidance": ("engine.sampling",),
     "rich": ("cli", "cli_bench", "cli_config", "cli_disk", "bench", "serve", "bridges", "llm"),
     f"{PACKAGE}._native": ("kernels.native", "memory.cpu"),
 }
@@ -48,7 +56,18 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
 SEE_MEMORY_AND_RESIDENCY = ("vm", "moves", "watch", "keeping", "engine.launch", "engine.tiers")
 """Where decisions meet bytes, and where both are put together."""
 
-LAZY = ("", "cli", "cli_bench", "cli_config", "cli_disk", "kernels", "models.fetch", "models.builtin")
+LAZY = (
+    "",
+    "cli",
+    "cli_bench",
+    "cli_config",
+    "cli_disk",
+    "cli_serve",
+    "cli_toka",
+    "kernels",
+    "models.fetch",
+    "models.builtin",
+)
 """Modules and rooms that may import ours inside functions: to start quickly or to load what may be missing."""
 
 MAX_FILE_LINES = 300

@@ -20,7 +20,7 @@ def test_everything_is_automatic_by_default() -> None:
         == {config.block_tokens, config.page_size, config.prefetch_depth, config.prefetch_ahead}
         == {"auto"}
     )
-    assert (config.policy, config.prefetch_strategy, config.compression) == ("lru", "sequential", "none")
+    assert (config.policy, config.prefetch_strategy, config.compression) == ("auto", "sequential", "none")
 
 
 def test_sizes_counts_and_paths_are_read() -> None:
@@ -69,7 +69,7 @@ def test_a_setting_cannot_be_changed() -> None:
             "kv_limit and kv_cache_num_tokens say the same thing",
         ),
         ({"kv_cache_num_tokens": 0}, "kv_cache_num_tokens=0"),
-        ({"policy": "arc"}, "policy='arc' is not available: use \"lru\""),
+        ({"policy": "mru"}, 'policy=\'mru\' is not available: use "auto" or "lru"'),
         ({"prefetch_strategy": "attention_aware"}, 'use "none" or "sequential"'),
         ({"compression": "rle"}, 'compression=\'rle\' is not available: use "none" or "bitpack"'),
         ({"prefetch_depth": 0}, "prefetch_depth=0"),

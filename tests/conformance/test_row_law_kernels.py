@@ -99,6 +99,16 @@ def test_rowwise_kernels(dtype: torch.dtype) -> None:
     assert torch.equal(bits(norm.rms_norm(x[7:8], weight, 1e-5, dtype)), bits(normal[7:8]))
     assert torch.equal(bits(norm.silu_mul(gate_up[7:8], dtype)), bits(active[7:8]))
     assert torch.equal(same_everywhere(lambda: norm.cast(x, dtype)), x.to(dtype))
+    curved = same_everywhere(lambda: norm.gelu_mul(gate_up, dtype))
+    assert torch.equal(bits(norm.gelu_mul(gate_up[7:8], dtype)), bits(curved[7:8]))
+
+
+def test_norm_heads_and_add_rows() -> None:
+    x, weight, added = random(40, 6, 55), random(55), random(40, 330, seed=2)
+    heads = same_everywhere(lambda: norm.norm_heads(x.clone(), 1, 4, weight, 1e-5))
+    assert torch.equal(bits(norm.norm_heads(x[7:8].clone(), 1, 4, weight, 1e-5)), bits(heads[7:8]))
+    summed = same_everywhere(lambda: norm.add_rows(x.view(40, 330).clone(), added))
+    assert torch.equal(bits(summed), bits(x.view(40, 330) + added))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp32"])

@@ -6,7 +6,8 @@ import pytest
 from fixtures_engine import BLOCK_TOKENS, greedy, page_bytes, prompt, running, speak, tiny_model, used_slots
 
 from tokenvm.config import MemoryConfig
-from tokenvm.engine.launch import Settings, build_engine, fingerprint, needs_of
+from tokenvm.engine.fingerprint import fingerprint
+from tokenvm.engine.launch import Settings, build_engine, needs_of
 from tokenvm.errors import RequestError, StorageError
 from tokenvm.memory.sim import SimDevice
 from tokenvm.schedule.request import Request
@@ -89,12 +90,12 @@ def test_a_fingerprint_covers_every_weight_that_shapes_kv():
     settings = Settings(MemoryConfig(block_tokens=BLOCK_TOKENS), None)
     _, geometry = needs_of(model, settings)
     layer = model.weights.layers[-1]
-    seen = {fingerprint(model, geometry)}
+    seen = {fingerprint(model, geometry, 512)}
     parts = [layer.attn_norm, layer.mlp_norm, model.weights.ends.embedding.storage]
     parts += [matrix.storage for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
     for part in parts:
         part.view(-1)[:1] += 1
-        seen.add(fingerprint(model, geometry))
+        seen.add(fingerprint(model, geometry, 512))
     assert len(seen) == 1 + len(parts)
 
 

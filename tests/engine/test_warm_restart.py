@@ -251,6 +251,10 @@ def test_another_process_may_read_along(tmp_path: Path) -> None:
         with kept(tmp_path, nvme_read_only=True, device_pages=12) as reader:
             assert speak(reader, PROMPTS) == cold()
             assert disk_hits(reader) > 0
+            known = {page.key for page in reader.kvcache.vm.keeping.register.found}
+            speak(reader, [prompt(150, seed) for seed in range(30, 34)])
+            index = reader.kvcache.vm.index
+            assert known <= {index.name(unit)[0] for unit in index}, "nothing is gained by letting go of them"
             assert reader.stats()["moved_bytes"]["nvme_write"] == 0
         writer.kvcache.forget_prefixes()
         assert speak(writer, [prompt(200, 9)])[0].reason == "length"

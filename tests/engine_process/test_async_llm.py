@@ -203,10 +203,24 @@ def test_only_requests_of_one_salt_share_pages(run: Run, engine: AsyncLLM) -> No
     assert found({**asked, "cache_salt": "theirs"}, cache_salt="mine") == 0
 
 
-def test_a_prompt_that_was_read_before_is_found(run: Run, engine: AsyncLLM) -> None:
-    run(last(engine, prompt(70, seed=9), greedy(2)))
-    again = run(last(engine, prompt(70, seed=9), greedy(2), priority=3))
+@pytest.mark.parametrize("max_tokens", [1, 2])
+def test_a_prompt_that_was_read_before_is_found(run: Run, engine: AsyncLLM, max_tokens: int) -> None:
+    """Also where the step that a request begins with is its last."""
+    asked = prompt(70, seed=9 + max_tokens)
+    run(last(engine, asked, greedy(2)))
+    again = run(last(engine, asked, greedy(max_tokens), priority=3))
     assert again.metrics.cached_tokens >= 16
+    assert again.metrics.queue_s < again.metrics.ttft_s
+
+
+def test_who_wants_the_end_alone_gets_the_same(run: Run, engine: AsyncLLM) -> None:
+    params = SamplingParams(seed=3, n=2, max_tokens=12, logprobs=1, ignore_eos=True)
+    whole = run(engine.complete(prompt(9), params))
+    outputs = run(last(engine, prompt(9), params)).outputs
+    assert whole.outputs == outputs
+    assert whole.finished
+    with pytest.raises(RequestError, match="empty"):
+        run(engine.complete({"prompt_token_ids": []}))
 
 
 def test_a_seed_beyond_64_bits_draws_what_it_draws_in_one_process(

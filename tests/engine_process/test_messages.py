@@ -99,6 +99,9 @@ EVERY_FIELD = {
     "seed": 5,
     "logprobs": 3,
     "prompt_logprobs": 2,
+    "allowed_token_ids": [3, 4],
+    "bad_words": ["ugly"],
+    "bad_words_token_ids": [[3, 4], [5]],
     "skip_special_tokens": False,
     "include_stop_str_in_output": True,
 }
@@ -106,13 +109,35 @@ EVERY_FIELD = {
 
 def test_no_field_of_a_request_is_dropped() -> None:
     """The stop strings are: the front process finds them."""
-    assert EVERY_FIELD.keys() | {"stop"} == {field.name for field in fields(SamplingParams)}
+    assert EVERY_FIELD.keys() | {"stop", "structured_outputs"} == {
+        field.name for field in fields(SamplingParams)
+    }
     assert all(getattr(SamplingParams(), name) != value for name, value in EVERY_FIELD.items())
     request = Request("7", (1, 2), SamplingParams(**EVERY_FIELD), 1.5, 4, "chat", "mine")
     assert all(value for value in vars(request).values()), "no field is at its default"
     sent = for_engine(frame(Submit.of(request, "7"))[HEADER_BYTES:])
     assert isinstance(sent, Submit)
     assert sent.request == request
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"json": {"type": "object", "properties": {"a": {"type": "integer"}}}, "whitespace_pattern": " ?"},
+        {"json": '{"type": "array"}', "disable_any_whitespace": True},
+        {"regex": "a+b"},
+        {"choice": ["yes", "no"]},
+        {"grammar": 'root ::= "a"'},
+        {"json_object": True},
+    ],
+    ids=str,
+)
+def test_what_an_answer_must_look_like_is_sent(wanted: dict[str, object]) -> None:
+    request = Request("7", (1, 2), SamplingParams(structured_outputs=wanted))
+    sent = for_engine(frame(Submit.of(request, "7"))[HEADER_BYTES:])
+    assert isinstance(sent, Submit)
+    assert sent.request == request
+    assert sent.request.params.structure == request.params.structure
 
 
 def test_stop_strings_stay_and_seeds_are_cut_to_what_counts() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from tokenvm.kernels.attention import attend
 from tokenvm.kernels.linear import linear, pack
-from tokenvm.kernels.norm import rms_norm, silu_mul
+from tokenvm.kernels.norm import add_rows, gelu_mul, norm_heads, rms_norm, silu_mul
 from tokenvm.kernels.paging import PartGeometry, rope_append
 from tokenvm.kernels.state import AttentionState
 from tokenvm.kernels.step import StepAttention
@@ -43,6 +43,26 @@ def test_a_tape_gives_the_bits_of_the_single_calls(dtype, rows):
     assert all(bool((buffer[rows:] == 7.0).all()) for buffer in (normed, product, gated))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, CAPACITY])
+def test_what_other_families_need_is_played_likewise(dtype, rows):
+    g = torch.Generator().manual_seed(rows)
+    x, added, bias = (torch.randn(n, WIDTH, generator=g) for n in (CAPACITY, CAPACITY, 1))
+    weight = torch.rand(8, generator=g)
+    played, gated = x.clone(), torch.full((CAPACITY, WIDTH // 2), 7.0, dtype=dtype)
+    tape = Tape(CAPACITY)
+    tape.add_rows(played, bias[0])
+    tape.norm_heads(played, 2, 3, weight, 1e-5)
+    tape.add_rows(played, added)
+    tape.gelu_mul(played, gated)
+    tape.play(rows)
+    first = norm_heads(add_rows(x[:rows].clone(), bias[0]).view(rows, 6, 8), 2, 3, weight, 1e-5)
+    expected = add_rows(first.view(rows, WIDTH), added[:rows])
+    assert torch.equal(played, torch.cat((expected, x[rows:])))
+    assert torch.equal(gated[:rows], gelu_mul(expected, dtype))
+    assert bool((gated[rows:] == 7.0).all())
+
+
 def test_a_tape_refuses_what_does_not_fit():
     tape, x = Tape(4), torch.zeros(4, 8)
     with pytest.raises(ValueError, match=r"shape \(7,\)|shape \(8,\)"):
@@ -53,6 +73,12 @@ def test_a_tape_refuses_what_does_not_fit():
         tape.linear_add(x, pack(torch.ones(5, 8)), torch.zeros(3, 5))
     with pytest.raises(ValueError, match="as many gates as ups"):
         tape.linear_silu_mul(x, pack(torch.ones(5, 8)), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="heads 3 to 5 of 2 are not among 8 columns"):
+        tape.norm_heads(x, 3, 2, torch.ones(2), 1e-5)
+    with pytest.raises(ValueError, match="added"):
+        tape.add_rows(x, torch.zeros(5, 8))
+    with pytest.raises(ValueError, match="gate_up"):
+        tape.gelu_mul(x, torch.zeros(4, 5))
     for rows in (-1, 5):
         with pytest.raises(ValueError, match="do not fit buffers of 4"):
             tape.play(rows)

@@ -19,7 +19,11 @@ class ContiguousContext:
         self.positions = torch.empty(0, dtype=torch.int64)
         self.sample_rows = torch.empty(0, dtype=torch.int64)
         self.lent: list[int] = []
-        self._table = cos_sin(model.spec.rope, model.spec.attention.head_dim, model.spec.max_model_len)
+        spec = model.spec
+        self._tables = [
+            cos_sin(spec.rope_of(layer), spec.attention.head_dim, spec.max_model_len)
+            for layer in range(spec.layers)
+        ]
         self._keys: list[torch.Tensor] = [torch.empty(0)] * model.spec.layers
         self._values: list[torch.Tensor] = [torch.empty(0)] * model.spec.layers
 
@@ -41,17 +45,19 @@ class ContiguousContext:
         spec = self.model.spec.attention
         heads = qkv.reshape(len(qkv), -1, spec.head_dim)
         q, k, v = heads.split([spec.q_heads, spec.kv_heads, spec.kv_heads], dim=1)
-        keys = self._append(self._keys, layer, self._roped(k))
+        keys = self._append(self._keys, layer, self._roped(k, layer))
         values = self._append(self._values, layer, v)
         group = spec.q_heads // spec.kv_heads
         keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
-        scores = torch.einsum("mhd,thd->hmt", self._roped(q), keys) * spec.scale
-        hidden = torch.arange(len(keys))[None, :] > self.positions[:, None]
+        scores = torch.einsum("mhd,thd->hmt", self._roped(q, layer), keys) * spec.scale
+        ago = self.positions[:, None] - torch.arange(len(keys))[None, :]
+        window = self.model.spec.window_of(layer) or len(keys) + 1
+        hidden = (ago < 0) | (ago >= window)
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         out.copy_(torch.einsum("hmt,thd->mhd", weights, values).reshape(len(qkv), -1))
 
-    def _roped(self, x: torch.Tensor) -> torch.Tensor:
-        cos, sin = self._table[self.positions].unsqueeze(1).chunk(2, dim=2)
+    def _roped(self, x: torch.Tensor, layer: int) -> torch.Tensor:
+        cos, sin = self._tables[layer][self.positions].unsqueeze(1).chunk(2, dim=2)
         low, high = x.chunk(2, dim=2)
         return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=2)
 

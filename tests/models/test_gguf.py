@@ -103,7 +103,7 @@ def test_the_record_names_source_and_version(source: Path, folder: Path) -> None
     record = json.loads((folder / "tokenvm.json").read_text())
     assert record["source"] == "tiny.gguf"
     assert len(record["source_sha256"]) == 64
-    assert record["converter_version"] == 1
+    assert record["converter_version"] == 2
 
 
 def test_progress_ends_with_all_bytes_done(source: Path, tmp_path: Path) -> None:
@@ -168,10 +168,11 @@ def test_hugging_face_reads_the_tokenizer_and_the_template(folder: Path) -> None
 
 
 def test_an_unknown_tokenizer_is_taken_from_beside_the_file(tmp_path: Path) -> None:
-    source = write_gguf(tmp_path / "m.gguf", llama(), metadata={"tokenizer.ggml.model": "llama"})
+    source = write_gguf(tmp_path / "m.gguf", llama(), metadata={"tokenizer.ggml.model": "t5"})
     (tmp_path / "out").mkdir()
     with pytest.raises(
-        ModelError, match=rf"'llama'; supported is 'gpt2': put the model's tokenizer.json.*{tmp_path}"
+        ModelError,
+        match=rf"'t5'; supported are 'gpt2' and 'llama': put the model's tokenizer.json.*{tmp_path}",
     ):
         convert(source, tmp_path / "out", silent)
     bpe_tokenizer().save(str(tmp_path / "tokenizer.json"))

@@ -8,7 +8,7 @@ import torch
 from tiny import CONFIG
 
 from tokenvm.errors import ConfigError, ModelError
-from tokenvm.models.families.llama import spec_from_config, tensor_shapes
+from tokenvm.models.families.llama import LLAMA
 from tokenvm.models.registry import family_of, load_spec
 from tokenvm.models.spec import KVGroup, ModelSpec, RopeSpec
 
@@ -30,11 +30,11 @@ SMOLLM2 = {
 
 
 def spec(**changes: object) -> ModelSpec:
-    return spec_from_config(CONFIG | changes, "config.json")
+    return LLAMA.spec_from_config(CONFIG | changes, "config.json")
 
 
 def test_smollm2_has_the_geometry_its_card_says() -> None:
-    smollm2 = spec_from_config(SMOLLM2, "config.json")
+    smollm2 = LLAMA.spec_from_config(SMOLLM2, "config.json")
     assert smollm2.attention.head_dim == 64
     assert smollm2.attention.scale == 0.125
     assert smollm2.attention.qkv_rows == 960
@@ -42,7 +42,7 @@ def test_smollm2_has_the_geometry_its_card_says() -> None:
     assert smollm2.kv_bytes_per_token(torch.bfloat16) == 23040
     assert smollm2.default_block_tokens() == 128
     assert smollm2.kv_groups == (KVGroup("full", tuple(range(30)), "full"),)
-    weights = sum(torch.Size(shape).numel() for _, shape in tensor_shapes(smollm2))
+    weights = sum(torch.Size(shape).numel() for _, shape in LLAMA.tensor_shapes(smollm2))
     assert weights == 134_515_008
 
 
@@ -78,7 +78,7 @@ def test_absent_keys_have_the_defaults_of_hugging_face() -> None:
     config = {
         key: SMOLLM2[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
     }
-    found = spec_from_config(config | {"num_attention_heads": 9}, "config.json")
+    found = LLAMA.spec_from_config(config | {"num_attention_heads": 9}, "config.json")
     assert found.attention.kv_heads == 9
     assert found.norm.eps == 1e-6
     assert found.max_model_len == 2048
@@ -97,17 +97,19 @@ def test_both_spellings_of_rope_are_read(key: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"sliding_window": 4096}, "sliding_window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "rope type 'ntk'"),
+        ({"layer_types": ["full_attention"]}, "one kind for each layer"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is missing"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 0.1}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3"),
         ({"head_dim": 15}, "head_dim is 15"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
@@ -136,7 +138,7 @@ def test_llama3_bands_must_be_in_order() -> None:
 def test_unknown_architectures_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ModelError, match=r"'MambaForCausalLM'.*LlamaForCausalLM"):
         family_of({"architectures": ["MambaForCausalLM"]}, "config.json")
-    with pytest.raises(ModelError, match="not supported"):
+    with pytest.raises(ModelError, match="no native family"):
         family_of({}, "config.json")
 
 

@@ -6,7 +6,7 @@ from tiny import CONFIG
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from tokenvm.models.families.llama import spec_from_config
+from tokenvm.models.families.llama import LLAMA
 from tokenvm.models.rope import cos_sin
 
 KINDS = [
@@ -28,7 +28,7 @@ KINDS = [
 def test_table_is_that_of_hugging_face(rope: dict[str, object], head_dim: int) -> None:
     changes = {"rope_parameters": rope, "head_dim": head_dim}
     cos, sin = LlamaRotaryEmbedding(LlamaConfig(**CONFIG | changes))(torch.empty(0), torch.arange(300)[None])
-    spec = spec_from_config(CONFIG | changes, "config.json")
+    spec = LLAMA.spec_from_config(CONFIG | changes, "config.json")
     half = head_dim // 2
     assert torch.equal(
         cos_sin(spec.rope, head_dim, 300), torch.cat((cos[0, :, :half], sin[0, :, :half]), dim=1)

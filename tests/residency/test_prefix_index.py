@@ -204,7 +204,7 @@ def test_check_fails_when_a_law_is_broken() -> None:
         (lambda index: index._units.popitem(), "do not match"),
         (lambda index: index._nodes[UnitId(0)].children.clear(), "missing below"),
         (lambda index: setattr(index, "idle_pages", 3), "do not add up"),
-        (lambda index: index._policy.insert(UnitId(1)), "ranks other pages"),
+        (lambda index: index._policy.insert(PageKey(b"x")), "ranks other pages"),
     ):
         index = PrefixIndex(Lru())
         chain(index, 3)

@@ -11,6 +11,7 @@ import pytest
 
 from tokenvm.errors import RequestError
 from tokenvm.schedule.sampling_params import MAX_N, RANGES, SamplingParams
+from tokenvm.schedule.structured_outputs import StructuredOutputsParams
 
 REFUSED: dict[str, list[Any]] = {
     "n": [0, -1, MAX_N + 1, 1.0, "1", None, True],
@@ -42,6 +43,10 @@ REFUSED: dict[str, list[Any]] = {
     "max_tokens": [0, -1, 1.0, True],
     "seed": [1.0, "1", True],
     "logprobs": [-2, 1.0, True],
+    "structured_outputs": ["json", 5, {}, {"regex": ""}, {"json": "{"}, {"choice": "ab"}],
+    "allowed_token_ids": [[], [-1], [1.0], 5, "5"],
+    "bad_words": ["word", [""], [5], 5],
+    "bad_words_token_ids": [[1], [[]], [[-1]], 5],
     "skip_special_tokens": [0, "no", None],
 }
 ACCEPTED: dict[str, list[Any]] = {
@@ -63,6 +68,10 @@ ACCEPTED: dict[str, list[Any]] = {
     "max_tokens": [None, 1, 10**9],
     "seed": [None, 0, -1, 2**80],
     "logprobs": [None, -1, 0, 20],
+    "structured_outputs": [None, StructuredOutputsParams(regex="a+")],
+    "allowed_token_ids": [None, [0], (4, 5)],
+    "bad_words": [None, [], ["a", "b c"]],
+    "bad_words_token_ids": [None, [], [[0], [1, 2]], ((1,),)],
     "skip_special_tokens": [True, False],
 }
 

@@ -141,6 +141,7 @@ struct Kernels {
   void (*rms_norm)(float* x, const float* delta, const float* weight, float eps, std::int64_t width,
                    void* out, bool narrow);
   void (*silu_mul)(const float* gate, const float* up, std::int64_t count, void* out, bool narrow);
+  void (*gelu_mul)(const float* gate, const float* up, std::int64_t count, void* out, bool narrow);
   void (*cast)(const float* x, std::int64_t count, bf16* out);
   // Half-rotation of one head, to fp32 or bf16: cos_sin holds head_dim/2 cosines, then as many sines.
   void (*rope)(const float* x, const float* cos_sin, std::int64_t head_dim, void* out, bool narrow);

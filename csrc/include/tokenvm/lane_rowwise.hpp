@@ -38,6 +38,20 @@ inline void silu_mul(const float* gate, const float* up, std::int64_t count, voi
   }
 }
 
+// g / (1 + exp(-2z)) * u with z = sqrt(2/pi) (g + 0.044715 g^3), which is 0.5 g (1 + tanh z) * u
+inline Lanes gelu_times(Lanes g, Lanes u) {
+  const Lanes inner = fma(mul(mul(g, g), g), broadcast(0.044715f), g);
+  const Lanes exponent = mul(inner, broadcast(-1.5957691216057308f));
+  return mul(div(g, add(broadcast(1.0f), exp_lanes(exponent))), u);
+}
+
+inline void gelu_mul(const float* gate, const float* up, std::int64_t count, void* out, bool narrow) {
+  for (std::int64_t i = 0; i < count; i += 16) {
+    const Lanes value = gelu_times(load_some(gate + i, count - i), load_some(up + i, count - i));
+    store_as(out, i, value, count - i, narrow);
+  }
+}
+
 inline void cast_row(const float* x, std::int64_t count, bf16* out) {
   for (std::int64_t i = 0; i < count; i += 16) store_as(out, i, load_some(x + i, count - i), count - i, true);
 }

@@ -21,6 +21,7 @@ constexpr Kernels lane_kernels(const char* name) {
           .finish = entry<finish>,
           .rms_norm = entry<rms_norm>,
           .silu_mul = entry<silu_mul>,
+          .gelu_mul = entry<gelu_mul>,
           .cast = entry<cast_row>,
           .rope = entry<rope>,
           .bitpack_encode = entry<bitpack_encode_lanes>,

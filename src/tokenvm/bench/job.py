@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from tokenvm.bench.screen import Screen
+from tokenvm.borrowed.load import load_any_model
 from tokenvm.config import MemoryConfig, Resolved
 from tokenvm.engine.budget import minimum_kv_bytes
 from tokenvm.engine.launch import Settings, needs_of
 from tokenvm.errors import RequestError
 from tokenvm.llm import LLM, make_settings
 from tokenvm.models.fetch import resolve_model
-from tokenvm.models.weights.pack import LoadedModel, load_model
+from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.outputs import CompletionOutput
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.sizes import format_size
@@ -102,7 +103,7 @@ def run_job(
     screen = Screen()
     with screen.getting_model() as report:
         folder = resolve_model(model, progress=report)
-        loaded, tokenizer = load_model(folder, dtype), Tokenizer.from_folder(folder)
+        loaded, tokenizer = load_any_model(folder, dtype), Tokenizer.from_folder(folder)
     ids = job.tokens(tokenizer)
     settings = make_settings(resolved.config, max_num_seqs=1, threads=threads)
     needed, allowed = kv_bytes(loaded, settings, len(ids) + max_tokens, kv_fraction)

@@ -14,8 +14,17 @@ from tokenvm.bench.figures import Spread, crossing, paired_ratios, percentile, s
 from tokenvm.bench.floor import Probe, Rates, better_rates, median_rates, probing
 from tokenvm.bench.report import Grid, Report, machine
 from tokenvm.bench.seed import Pages, add_seeded
-from tokenvm.bench.subject import Paging, Subject, decode_steps, read_prompt, request, streamed_bytes
-from tokenvm.sizes import format_size
+from tokenvm.bench.subject import (
+    Paging,
+    Subject,
+    decode_steps,
+    known_codecs,
+    read_prompt,
+    request,
+    streamed_bytes,
+)
+from tokenvm.errors import ConfigError
+from tokenvm.sizes import format_size, parse_size
 
 LEVELS = (1.3, 2.0)
 """Slowdowns whose share of KV below the device is looked for."""
@@ -180,3 +189,19 @@ def _notes(figures: dict[str, Any], rates: Rates) -> list[str]:
         "are copied, by the processor, and wait for as long as the link would have taken.",
         rates_note(rates),
     ]
+
+
+def lines_of(codecs: str, link_bandwidth: str | None) -> list[Line]:
+    """Read what the command line asks for. Raises ConfigError for a codec or a bandwidth that does not exist."""
+    known = known_codecs()
+    chosen = known if codecs == "auto" else codecs.split(",")
+    for codec in chosen:
+        if codec not in known:
+            raise ConfigError(f'--codecs names "{codec}", which does not exist: use {", ".join(known)}')
+    lines = [Line(codec) for codec in chosen]
+    if link_bandwidth is not None:
+        rate = parse_size(link_bandwidth.removesuffix("/s"), "link_bandwidth")
+        if not rate:
+            raise ConfigError('--link-bandwidth 0 moves nothing: type --link-bandwidth "8GB/s"')
+        lines.append(Line(link_bytes_per_s=float(rate)))
+    return lines

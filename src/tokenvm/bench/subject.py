@@ -17,6 +17,7 @@ from typing import Any, Literal
 from tokenvm.bench.job import kv_bytes, unlimited, with_memory
 from tokenvm.bench.link import LinkedDevice
 from tokenvm.bench.seed import Pages, computed_pages, random_pages
+from tokenvm.borrowed.load import load_any_model
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.launch import Settings, build_engine, needs_of
@@ -27,7 +28,7 @@ from tokenvm.memory.codec import CODECS, make_codec
 from tokenvm.memory.cpu import CpuDevice
 from tokenvm.memory.layout import PageLayout
 from tokenvm.models.fetch import resolve_model
-from tokenvm.models.weights.pack import LoadedModel, load_model
+from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.schedule.request import Request
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.tokenizer import Tokenizer
@@ -137,7 +138,7 @@ def open_subject(
     model: str, dtype: str, memory: MemoryConfig, threads: int | None, lock: Path | None = None
 ) -> Subject:
     """Load a model to be measured, one sequence at a time."""
-    loaded = load_model(resolve_model(model), dtype)
+    loaded = load_any_model(resolve_model(model), dtype)
     settings = make_settings(memory, max_num_seqs=1, threads=threads)
     # what was measured before is not found again
     return Subject(model, loaded, dataclasses.replace(settings, keep_pages=False), lock)

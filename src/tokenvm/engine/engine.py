@@ -57,7 +57,7 @@ class Engine:
         runner: Runner,
         clock: Clock,
         plan: StartupPlan,
-        seed: int = 0,
+        sampler: Sampler,
     ) -> None:
         self.plan = plan
         self.scheduler = scheduler
@@ -65,7 +65,7 @@ class Engine:
         self.runner = runner
         self.account = Account(kvcache.vm, clock)
         self._clock = clock
-        self._sampler = Sampler(scheduler.limits.vocab_size, scheduler.limits.eos_token_ids, seed)
+        self._sampler = sampler
         self._closed = False
         self._followed = True  # what was planned last was carried out
         self._rescue = Rescue(scheduler, kvcache, clock)
@@ -87,6 +87,7 @@ class Engine:
         self._settle()
         seqs = self.scheduler.add(request)
         try:
+            self._sampler.expect(request)
             self._reserve(request.request_id)
             for seq in seqs:
                 self.kvcache.announce(seq, request.prompt_token_ids, request.cache_salt)
@@ -123,10 +124,10 @@ class Engine:
             logits = self.runner.run(plan, self._tokens(plan), staged)
             choices = self._sample(plan, logits, staged.lost)
             scores = self._score(plan, logits, staged.lost)
+        begins, self._begun = self._begun, {}
         events = self._commit(plan, choices, staged.lost)
         self.account.step(plan, staged, began_s, self._clock.now_s())
         self.kvcache.rates = self.account.rates
-        begins, self._begun = self._begun, {}
         pages = (staged.resident_pages, staged.streamed_pages)
         return StepResult(events, choices, plan.tokens, *pages, scores, begins, began_s)
 
@@ -150,6 +151,7 @@ class Engine:
             **self.account.as_dict(),
             "kept": self.kvcache.kept,
             "prefix_cache": self.kvcache.prefix_stats.as_dict(),
+            "policy": self.kvcache.policy_stats,
             "requests": {**self.scheduler.counts, "set_back": self._rescue.set_back_sequences},
         }
 
@@ -157,6 +159,7 @@ class Engine:
         """Stop all copies and give the memory back; idempotent. Nothing can be asked of the engine any more."""
         if not self._closed:
             self._closed = True
+            self._sampler.close()
             self.kvcache.close()
 
     def _plan(self) -> Plan:
@@ -224,11 +227,21 @@ class Engine:
             if span.seq not in lost:
                 self.kvcache.commit(span.seq, span.count, self.scheduler.sequence(span.seq).tokens)
         events = self.scheduler.commit(plan, {seq: choice.token for seq, choice in choices.items()}, lost)
+        events += self._end_broken(choices)
         self._release(events)
         if plan.spills:
             self.kvcache.write_behind()
         self.kvcache.vm.keeping.tend()
         return tuple(events)
+
+    def _end_broken(self, choices: dict[SeqId, Choice]) -> list[Event]:
+        """Abort requests whose grammar turned out too large to be followed to its end."""
+        names = {
+            self.scheduler.sequence(seq).request.request_id
+            for seq in self._sampler.broken(choices)
+            if seq in self.scheduler
+        }
+        return [event for name in sorted(names) for event in self.scheduler.abort(name)]
 
     def _release(self, events: Sequence[Event]) -> None:
         self._sampler.forget(event.seq for event in events if isinstance(event, FinishedEvent))

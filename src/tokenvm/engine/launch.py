@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,25 +12,30 @@ from tokenvm.engine.budget import Budget, Needs, plan_budget
 from tokenvm.engine.compression import READ_BYTES, bounce_bytes, codec_of
 from tokenvm.engine.disk_tier import disk_pages, disk_room, keep_of
 from tokenvm.engine.engine import Engine
+from tokenvm.engine.fingerprint import fingerprint
 from tokenvm.engine.geometry import geometry_of, raw_slots
+from tokenvm.engine.prefetch import layers_ahead, reads_in_flight
 from tokenvm.engine.runner import Runner, workspace_bytes
+from tokenvm.engine.sampling.sampler import Sampler
 from tokenvm.engine.startup import StartupPlan, plan_startup
 from tokenvm.engine.tiers import Disk, open_memory
 from tokenvm.engine.warm_up import warm_up
 from tokenvm.errors import ConfigError
-from tokenvm.kernels.native import NUMERICS_ID, set_threads
+from tokenvm.kernels.native import set_threads
 from tokenvm.kernels.paging import PartGeometry
 from tokenvm.kvcache import KVCache
 from tokenvm.machine import free_memory_bytes, usable_cores
 from tokenvm.memory.backend import DeviceBackend
-from tokenvm.memory.cpu import CpuDevice, crc32c
+from tokenvm.memory.codec import Codec
+from tokenvm.memory.cpu import CpuDevice
+from tokenvm.memory.kept_disk import Keep
 from tokenvm.memory.kept_size import geometry_of_store
 from tokenvm.memory.layout import PageLayout
 from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.open_pages import OpenPages, passing_bytes
-from tokenvm.residency.policy.registry import make_policy
 from tokenvm.schedule.limits import Limits
 from tokenvm.schedule.scheduler import Scheduler
+from tokenvm.tokenizer import Tokenizer
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Tier
 
@@ -82,8 +86,9 @@ def build_engine(
     settings: Settings,
     backend: DeviceBackend | None = None,
     clock: Clock | None = None,
+    tokenizer: Callable[[], Tokenizer] | None = None,
 ) -> Engine:
-    """Make an engine for a loaded model.
+    """Make an engine for a loaded model. `tokenizer` is asked for once somebody wants a structured answer.
 
     Raises:
         LimitTooSmall: a memory limit is below the minimum. ConfigError: a number makes no sense. StorageError: a tier
@@ -91,14 +96,45 @@ def build_engine(
     """
     made = _prepare(model, settings, free_memory_bytes())
     set_threads(made.limits.threads)
-    device = backend or CpuDevice(_reads_in_flight(settings.memory), READ_BYTES)
-    clock, named = clock or RealClock(), fingerprint(model, made.geometry)
-    vm = _memory(device, made, settings, named, clock)
+    device = backend or CpuDevice(reads_in_flight(settings.memory), READ_BYTES)
+    named = fingerprint(model, made.geometry, made.limits.max_model_len)
+    keep = keep_of(settings.memory, named) if _keeps(settings) else None
+    codec = codec_of(settings.memory, made.geometry, made.layout)
+    clock = clock or RealClock()
+    vm = _memory(device, made.layout, made.budget, settings, codec, keep, clock)
     try:
-        return _assemble(model, vm, made, settings, named, clock)
+        return _assemble(model, vm, made, settings, named, clock, tokenizer)
     except BaseException:
         vm.close()
         raise
+
+
+def build_memory(
+    layout: PageLayout,
+    settings: Settings,
+    codec: Codec,
+    *,
+    wanted_pages: int,
+    block_tokens: int = 16,
+    other_bytes: int = 0,
+    backend: DeviceBackend | None = None,
+) -> MemoryManager:
+    """Make the memory of pages that are not an engine's; `other_bytes` count against `vram_limit` too.
+
+    Where a limit is left open, room for `wanted_pages` is enough. Raises as `build_engine`.
+    """
+    needs = Needs(
+        page_bytes=layout.page_bytes,
+        part_bytes=layout.part_stride,
+        weight_bytes=other_bytes,
+        workspace_bytes=bounce_bytes(codec, layout, reads_in_flight(settings.memory)),
+        wanted_pages=wanted_pages,
+        block_tokens=block_tokens,
+    )
+    room = disk_room(settings.memory, settings.disk_path, layout.page_bytes, keeps=False)
+    budget = plan_budget(settings.memory, needs, free_memory_bytes(), room)
+    device = backend or CpuDevice(reads_in_flight(settings.memory), READ_BYTES)
+    return _memory(device, layout, budget, settings, codec, None, RealClock())
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +207,7 @@ def _needs(
         limits.threads,
     )
     raw = raw_slots(layout, geometry)
-    bounce = bounce_bytes(codec_of(memory, geometry, layout), layout, _reads_in_flight(memory))
+    bounce = bounce_bytes(codec_of(memory, geometry, layout), layout, reads_in_flight(memory))
     return Needs(
         page_bytes=layout.page_bytes,
         part_bytes=layout.part_stride,
@@ -181,10 +217,6 @@ def _needs(
         open_slots=1 + raw,
         block_tokens=geometry.block_tokens,
     )
-
-
-def _reads_in_flight(memory: MemoryConfig) -> int:
-    return 4 if memory.prefetch_depth == "auto" else memory.prefetch_depth
 
 
 def _keeps(settings: Settings) -> bool:
@@ -198,20 +230,28 @@ def _keeps(settings: Settings) -> bool:
 
 
 def _memory(
-    backend: DeviceBackend, made: _Prepared, settings: Settings, fingerprint: bytes, clock: Clock
+    backend: DeviceBackend,
+    layout: PageLayout,
+    budget: Budget,
+    settings: Settings,
+    codec: Codec,
+    keep: Keep | None,
+    clock: Clock,
 ) -> MemoryManager:
-    layout, memory = made.layout, settings.memory
-    codec = codec_of(memory, made.geometry, layout)
     backend.use(codec)
-    keep = keep_of(memory, fingerprint) if _keeps(settings) else None
-    disk = Disk(settings.disk_path, made.budget.disk_bytes, codec, keep)
-    policy = make_policy(memory.policy)
-    extra = (settings.poison, settings.warm_up)
-    return open_memory(backend, layout, made.budget, disk, policy, clock, *extra)
+    disk = Disk(settings.disk_path, budget.disk_bytes, codec, keep)
+    name = settings.memory.policy
+    return open_memory(backend, layout, budget, disk, name, clock, settings.poison, settings.warm_up)
 
 
 def _assemble(
-    model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings, named: bytes, clock: Clock
+    model: LoadedModel,
+    vm: MemoryManager,
+    made: _Prepared,
+    settings: Settings,
+    named: bytes,
+    clock: Clock,
+    tokenizer: Callable[[], Tokenizer] | None,
 ) -> Engine:
     limits, geometry = made.limits, made.geometry
     kvcache = KVCache(
@@ -219,56 +259,33 @@ def _assemble(
         geometry.block_tokens,
         named,
         clock,
-        prefetch_ahead=_layers_ahead(settings.memory),
+        prefetch_ahead=layers_ahead(settings.memory),
         open_pages=OpenPages(vm, geometry, limits.max_tokens_per_forward) if geometry.lossy else None,
         prefix_caching=settings.enable_prefix_caching,
         shared_attention=settings.shared_attention,
     )
-    ledger = vm.ledger
-    lower = ledger.capacity(Tier.HOST) + vm.keeping.capacity
-    scheduler = Scheduler(
-        Limits(
-            max_num_seqs=limits.max_num_seqs,
-            max_tokens_per_forward=limits.max_tokens_per_forward,
-            max_model_len=limits.max_model_len,
-            block_tokens=geometry.block_tokens,
-            device_slots=ledger.capacity(Tier.DEVICE),
-            held_pages=max(ledger.capacity(Tier.DEVICE) - 1, lower),
-            vocab_size=model.spec.vocab_size,
-            eos_token_ids=frozenset(model.spec.eos_token_ids),
-            open_slots=1 + raw_slots(vm.layout, geometry),
-            lower_pages=lower,
-            lookahead=settings.lookahead,
-        ),
-        kvcache,
-    )
+    scheduler = Scheduler(_limits(model, vm, made, settings), kvcache)
     runner = Runner(model, geometry, limits.max_tokens_per_forward, limits.max_model_len)
+    sampler = Sampler(model.spec.vocab_size, model.spec.eos_token_ids, settings.seed, tokenizer)
     if settings.warm_up:
+        sampler.begin()
         warm_up(vm, runner, geometry, made.plan)
-    return Engine(scheduler, kvcache, runner, clock, made.plan, settings.seed)
+    return Engine(scheduler, kvcache, runner, clock, made.plan, sampler)
 
 
-def _layers_ahead(memory: MemoryConfig) -> int | None:
-    """None: as far ahead as the ring reaches."""
-    if memory.prefetch_strategy == "none":
-        return 0
-    return None if memory.prefetch_ahead == "auto" else memory.prefetch_ahead
-
-
-def fingerprint(model: LoadedModel, geometry: PartGeometry) -> bytes:
-    """Name all that shapes KV bytes besides the tokens: weights, dtype, rope, block_tokens, layout and numerics."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((model.spec, geometry, geometry.layout_id, NUMERICS_ID)).encode())
-    for address, nbytes in _weights(model):
-        digest.update(crc32c(address, nbytes).to_bytes(4, "little"))
-    return digest.digest()
-
-
-def _weights(model: LoadedModel) -> Iterator[tuple[int, int]]:
-    """Address and bytes of every weight that keys and values depend on."""
-    layers = model.weights.layers
-    matrices = [matrix for layer in layers for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-    for matrix in (*matrices, model.weights.ends.embedding):
-        yield matrix.storage.data_ptr(), matrix.nbytes
-    for norm in (norm for layer in layers for norm in (layer.attn_norm, layer.mlp_norm)):
-        yield norm.data_ptr(), norm.nbytes
+def _limits(model: LoadedModel, vm: MemoryManager, made: _Prepared, settings: Settings) -> Limits:
+    limits, geometry, ledger = made.limits, made.geometry, vm.ledger
+    lower = ledger.capacity(Tier.HOST) + vm.keeping.capacity
+    return Limits(
+        max_num_seqs=limits.max_num_seqs,
+        max_tokens_per_forward=limits.max_tokens_per_forward,
+        max_model_len=limits.max_model_len,
+        block_tokens=geometry.block_tokens,
+        device_slots=ledger.capacity(Tier.DEVICE),
+        held_pages=max(ledger.capacity(Tier.DEVICE) - 1, lower),
+        vocab_size=model.spec.vocab_size,
+        eos_token_ids=frozenset(model.spec.eos_token_ids),
+        open_slots=1 + raw_slots(vm.layout, geometry),
+        lower_pages=lower,
+        lookahead=settings.lookahead,
+    )

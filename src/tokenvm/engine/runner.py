@@ -9,8 +9,7 @@ import torch
 from tokenvm.engine.context import PagedContext
 from tokenvm.engine.sampling.scoring import LogitRows
 from tokenvm.kernels.paging import PartGeometry
-from tokenvm.models.decoder import Activations, Decoder
-from tokenvm.models.rope import cos_sin
+from tokenvm.models.decoder import Activations
 from tokenvm.models.spec import ModelSpec
 from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.schedule.plan import Plan
@@ -44,7 +43,9 @@ def workspace_bytes(
     if inner % 16:
         per_row += 2 * inner * 4  # gates and ups, before they are multiplied
     sampled = 2 * min(rows, sequences) * (spec.vocab_size * 4 + spec.hidden * (4 + dtype.itemsize))
-    angles = spec.max_model_len * heads.head_dim * 4
+    ropes = {(spec.window_of(layer), spec.rope_of(layer)) for layer in range(spec.layers)}
+    tables = sum(rope.kind != "none" for _, rope in ropes)
+    angles = tables * spec.max_model_len * heads.head_dim * 4
     tiles = threads * TILE_ROWS * (3 * heads.head_dim + block_tokens + 16) * 4
     pages = -(-spec.max_model_len // block_tokens)
     partial_rows = min(rows * heads.q_heads, threads * PARTIAL_ROWS if threads > 1 else 0)
@@ -60,9 +61,8 @@ class Runner:
     def __init__(self, model: LoadedModel, geometry: PartGeometry, max_rows: int, max_positions: int) -> None:
         self.spec = model.spec
         self.tap: Tap | None = None
-        angles = cos_sin(model.spec.rope, model.spec.attention.head_dim, max_positions)
-        self._context = PagedContext(model.spec, model.weights, geometry, angles, max_rows)
-        self._decoder = Decoder(model.spec, model.weights.dtype, max_rows)
+        self._context = PagedContext(model.spec, model.weights, geometry, max_positions, max_rows)
+        self._decoder = model.make_decoder(model.spec, model.weights.dtype, max_rows)
 
     def run(self, plan: Plan, tokens: list[int], staged: Staged, *, every_row: bool = False) -> torch.Tensor:
         """Compute logits fp32 [S, vocab_size] of the rows that sample or score, in the order of `LogitRows`.

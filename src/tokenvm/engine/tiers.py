@@ -17,7 +17,7 @@ from tokenvm.memory.host import HostPool
 from tokenvm.memory.kept_disk import Keep
 from tokenvm.memory.layout import PageLayout
 from tokenvm.memory.tier import NullStore, TierStore
-from tokenvm.residency.policy.base import Policy
+from tokenvm.residency.policy.registry import make_device_policy, make_policy
 from tokenvm.vm import MemoryManager
 from tokenvm.vocab import Tier
 
@@ -37,7 +37,7 @@ def open_memory(
     layout: PageLayout,
     budget: Budget,
     disk: Disk,
-    policy: Policy,
+    policy: str,
     clock: Clock,
     poison: bool,
     warm_up: bool,
@@ -56,6 +56,7 @@ def open_memory(
         store, register = open_disk(disk.path, disk.nbytes, layout, disk.codec, disk.keep)
         opened.callback(store.close)
         ring = budget.ring_slots
-        vm = MemoryManager(backend, arena, (host, store), ring, policy, clock=clock, register=register)
+        ranks = make_device_policy(policy, budget.device_slots), make_policy(policy)
+        vm = MemoryManager(backend, arena, (host, store), ring, *ranks, clock, register)
         opened.pop_all()
     return vm

@@ -15,7 +15,10 @@ from tokenvm.vocab import SeqId
 
 
 class InFlight:
-    """Gathers what comes for one request and wakes who waits for it. Used from one event loop."""
+    """Gathers what comes for one request and wakes who waits for it. Used from one event loop.
+
+    Who waits for its `end` alone is not woken before, if `collector` streams nothing.
+    """
 
     def __init__(self, name: str, collector: Collector) -> None:
         self.name = name
@@ -59,7 +62,8 @@ class InFlight:
         if self.finished:
             return False
         stops = self._collector.hear(event, choices, now_s)
-        self._news.set()
+        if self.finished or self._collector.streams:
+            self._news.set()
         return stops
 
     def _drain(self) -> None:
@@ -78,6 +82,11 @@ class InFlight:
         self._news.clear()
         if self._error is not None:
             raise self._error
+
+    async def end(self) -> RequestOutput:
+        """Wait for the end and return all of it. Raises the error that ended the request."""
+        await self.wait()
+        return self._collector.output
 
     def so_far(self) -> RequestOutput:
         """Return a copy of all that has come; its text never takes back what it said."""

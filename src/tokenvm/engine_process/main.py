@@ -6,10 +6,12 @@ import contextlib
 import signal
 import socket
 import traceback
+from pathlib import Path
 from typing import Final
 
 import torch
 
+from tokenvm.borrowed.load import load_any_model
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.engine import Engine
 from tokenvm.engine.launch import build_engine
@@ -28,7 +30,7 @@ from tokenvm.errors import TokenVMError
 from tokenvm.llm import make_settings
 from tokenvm.models.fetch import resolve_model
 from tokenvm.models.progress import Progress
-from tokenvm.models.weights.pack import load_model
+from tokenvm.tokenizer import Tokenizer
 
 LAST_WORDS_S: Final = 2.0
 """How long an engine that ends waits for the front process to take its last message."""
@@ -82,9 +84,11 @@ def _make(start: Start, channel: Channel) -> Engine:
 
     folder = resolve_model(start.model, progress=report)
     report(Progress(f"Loading the weights of {start.model}"))
-    model = load_model(folder, start.dtype)
+    model = load_any_model(folder, start.dtype)
     report(Progress("Making the engine"))
-    engine = build_engine(model, make_settings(MemoryConfig.model_validate(start.memory), **start.numbers))
+    settings = make_settings(MemoryConfig.model_validate(start.memory), **start.numbers)
+    spoken = Path(start.tokenizer or folder)
+    engine = build_engine(model, settings, tokenizer=lambda: Tokenizer.from_folder(spoken))
     channel.send(Ready(str(folder), frozenset(model.spec.eos_token_ids), engine.plan.as_dict()))
     channel.flush()
     return engine

@@ -40,12 +40,16 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Start(_Message, frozen=True):
-    """Make an engine: the arguments of LLM. `memory` has the settings that were given, `numbers` the others."""
+    """Make an engine: the arguments of LLM. `memory` has the settings that were given, `numbers` the others.
+
+    `tokenizer` is the tokenizer's folder, empty for the model's.
+    """
 
     model: str
     memory: dict[str, int | str]
     dtype: str
     numbers: dict[str, int | bool | None]
+    tokenizer: str = ""
 
 
 class Submit(_Message, frozen=True):

@@ -49,6 +49,45 @@ def silu_mul(gate_up: torch.Tensor, out_dtype: torch.dtype, out: torch.Tensor | 
     return out
 
 
+def gelu_mul(gate_up: torch.Tensor, out_dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:
+    """gelu(gate) * up, gelu by its tanh formula: gate_up float32 [M, 2I], the gate first -> out_dtype [M, I].
+
+    Source: Hendrycks and Gimpel, arXiv:1606.08415.
+    """
+    rows, both = checks.dimensions("gate_up", gate_up, 2)
+    if both % 2:
+        raise ValueError(f"gate_up must have an even number of columns, not {both}")
+    source = checks.tensor("gate_up", gate_up, (rows, both), torch.float32)
+    narrow = checks.narrow(out_dtype, "out_dtype")
+    out, target = checks.result(out, (rows, both // 2), out_dtype)
+    native().gelu_mul(source, rows, both // 2, target, narrow)
+    return out
+
+
+def norm_heads(x: torch.Tensor, first: int, count: int, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """rms_norm of each of the heads [first, first + count) of every row, in place.
+
+    x: float32 [M, H, D]; weight: float32 [D]. Raises ValueError if x has no such heads.
+    """
+    rows, heads, head_dim = checks.dimensions("x", x, 3)
+    if not 0 <= first <= first + count <= heads:
+        raise ValueError(f"heads {first} to {first + count} are not among {heads}")
+    target = checks.tensor("x", x, (rows, heads, head_dim), torch.float32)
+    scale = checks.tensor("weight", weight, (head_dim,), torch.float32)
+    native().norm_heads(target, rows, heads, first, count, head_dim, scale, eps)
+    return x
+
+
+def add_rows(x: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """x += added, in place: x float32 [M, H]; added float32 [M, H], or [H] for every row the same."""
+    rows, width = checks.dimensions("x", x, 2)
+    target = checks.tensor("x", x, (rows, width), torch.float32)
+    shared = added.dim() == 1
+    source = checks.tensor("added", added, (width,) if shared else (rows, width), torch.float32)
+    native().add_rows(target, source, 0 if shared else width, rows, width)
+    return x
+
+
 def cast(x: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:
     """float32 x rounded to dtype (bfloat16: to nearest even; float32: a copy). Any shape."""
     shape = tuple(x.shape)

@@ -83,6 +83,23 @@ def silu_mul(gate_up: torch.Tensor, out_dtype: torch.dtype, out: torch.Tensor | 
     return _into(out, (gate * torch.sigmoid(gate) * up).float().to(out_dtype))
 
 
+def gelu_mul(gate_up: torch.Tensor, out_dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:
+    """See tokenvm.kernels.norm.gelu_mul."""
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    return _into(out, (torch.nn.functional.gelu(gate, approximate="tanh") * up).float().to(out_dtype))
+
+
+def norm_heads(x: torch.Tensor, first: int, count: int, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """See tokenvm.kernels.norm.norm_heads."""
+    x[:, first : first + count] = rms_norm(x[:, first : first + count], weight, eps, torch.float32)
+    return x
+
+
+def add_rows(x: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """See tokenvm.kernels.norm.add_rows."""
+    return x.add_(added)
+
+
 def cast(x: torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:
     """See tokenvm.kernels.norm.cast."""
     return _into(out, x.to(dtype, copy=True))

@@ -16,7 +16,8 @@ from tokenvm.kernels.state import AttentionState
 class StepAttention:
     """Ropes, appends and attends for up to `capacity` rows, layer by layer: begin, then append, fold…, finish.
 
-    cos_sin: float32 [P, head_dim], the cosines of head_dim/2 angles, then their sines. `scale` multiplies the dots;
+    cos_sin: float32 [P, head_dim], the cosines of head_dim/2 angles, then their sines; of one row for every position
+    where P is 1. `scale` multiplies the dots;
     `window` is as in `kernels.attention.attend`. Bit for bit what the single calls give.
     """
 
@@ -33,19 +34,25 @@ class StepAttention:
         self._geometry = geometry
         self._q_heads = q_heads
         self._sizes = geometry.sizes
-        self._rule = scale, window
+        self._scale = scale
         self._format = geometry.format_number
-        self._angles = checks.dimensions("cos_sin", cos_sin, 2)[0]
-        self._cos_sin = cos_sin
         self._state = AttentionState.empty(capacity, q_heads, geometry.head_dim)
         self._q = torch.empty(capacity, q_heads, geometry.head_dim, dtype=geometry.dtype)
         check_attend(self._state, self._q, np.empty((0, 4), np.int32), geometry, scale, window)
         self._q_address = self._q.data_ptr()
-        self._cos_sin_address = checks.tensor(
-            "cos_sin", cos_sin, (self._angles, geometry.head_dim), torch.float32
-        )
         self._state_addresses = self._state.addresses()
         self._rows = 0
+        self.follow(window, cos_sin)
+
+    def follow(self, window: int, cos_sin: torch.Tensor) -> None:
+        """Attend by another window and another rope from the next layer on."""
+        if window < 0:
+            raise ValueError(f"window={window} must not be below 0")
+        self._rule = self._scale, window
+        self._cos_sin, self._angles = cos_sin, checks.dimensions("cos_sin", cos_sin, 2)[0]
+        self._cos_sin_address = checks.tensor(
+            "cos_sin", cos_sin, (self._angles, self._geometry.head_dim), torch.float32
+        )
 
     def begin(self, positions: npt.NDArray[np.int64], offsets: npt.NDArray[np.int32]) -> None:
         """Announce the rows of a step: positions int64 [M] in their sequences, offsets int32 [M] in their pages."""
@@ -55,6 +62,7 @@ class StepAttention:
         self._rows = rows
         self._positions, self._offsets = positions, offsets
         self._positions_address = checks.array("positions", positions, (rows,), np.int64)
+        self._first_angle = np.zeros(rows, np.int64)
         self._offsets_address = checks.array("offsets", offsets, (rows,), np.int32)
 
     def append(self, qkv: torch.Tensor, targets: npt.NDArray[np.uint64]) -> None:
@@ -70,7 +78,7 @@ class StepAttention:
             *self._sizes,
             self._cos_sin_address,
             self._angles,
-            self._positions_address,
+            self._positions_address if self._angles > 1 else self._first_angle.ctypes.data,
             checks.array("targets", targets, (rows,), np.uint64),
             self._offsets_address,
             self._q_address,

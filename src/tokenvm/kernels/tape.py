@@ -53,6 +53,45 @@ class Tape:
         )
         self._kept.append(weight)
 
+    def gelu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """Record out = gelu(gate) * up: gate_up float32 [capacity, 2I], the gate first, out [capacity, I]."""
+        width = checks.dimensions("out", out, 2)[1]
+        self._native.gelu_mul(
+            self._rows("gate_up", gate_up, 2 * width, torch.float32),
+            width,
+            self._rows("out", out, width, out.dtype),
+            checks.narrow(out.dtype, "out's dtype"),
+        )
+
+    def norm_heads(self, x: torch.Tensor, first: int, count: int, weight: torch.Tensor, eps: float) -> None:
+        """Record rms_norm, in place, of the heads [first, first + count) of x.
+
+        x: float32 [capacity, heads * D]; weight: float32 [D].
+        """
+        head_dim = checks.dimensions("weight", weight, 1)[0]
+        width = checks.dimensions("x", x, 2)[1]
+        if width % head_dim or not 0 <= first <= first + count <= width // head_dim:
+            raise ValueError(f"heads {first} to {first + count} of {head_dim} are not among {width} columns")
+        self._native.norm_heads(
+            self._rows("x", x, width, torch.float32),
+            width // head_dim,
+            first,
+            count,
+            head_dim,
+            checks.tensor("weight", weight, (head_dim,), torch.float32),
+            eps,
+        )
+        self._kept.append(weight)
+
+    def add_rows(self, x: torch.Tensor, added: torch.Tensor) -> None:
+        """Record x += added: x float32 [capacity, H]; added float32 [capacity, H], or [H] for every row the same."""
+        width = checks.dimensions("x", x, 2)[1]
+        target = self._rows("x", x, width, torch.float32)
+        shared = added.dim() == 1
+        source = checks.tensor("added", added, (width,) if shared else (self.capacity, width), torch.float32)
+        self._native.add_rows(target, source, 0 if shared else width, width)
+        self._kept.append(added)
+
     def play(self, rows: int) -> None:
         """Carry out every call, in order, for the first `rows` rows. Raises ValueError beyond the capacity."""
         if not 0 <= rows <= self.capacity:

@@ -13,9 +13,10 @@ from tokenvm.kernels.linear import PackedMatrix
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer, packed for the kernels. Norms are fp32 [hidden].
+    """One layer, packed for the kernels. Norms and biases are fp32 [rows], those of q and k [head_dim].
 
-    `qkv` holds the rows of q, k, v one after another; `gate_up` those of the gate, then of the up projection.
+    `qkv` holds the rows of q, k, v one after another; `gate_up` those of the gate, then of the up projection. What the
+    spec does not ask for is None.
     """
 
     attn_norm: torch.Tensor
@@ -24,6 +25,30 @@ class LayerWeights:
     mlp_norm: torch.Tensor
     gate_up: PackedMatrix
     down: PackedMatrix
+    qkv_bias: torch.Tensor | None = None
+    o_bias: torch.Tensor | None = None
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+    attn_post_norm: torch.Tensor | None = None
+    mlp_post_norm: torch.Tensor | None = None
+
+    @property
+    def matrices(self) -> tuple[PackedMatrix, ...]:
+        """The matrices, in the order in which they are read."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+    @property
+    def vectors(self) -> tuple[torch.Tensor, ...]:
+        """The norms and biases that there are."""
+        extra = (
+            self.qkv_bias,
+            self.o_bias,
+            self.q_norm,
+            self.k_norm,
+            self.attn_post_norm,
+            self.mlp_post_norm,
+        )
+        return (self.attn_norm, self.mlp_norm, *(vector for vector in extra if vector is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +58,12 @@ class EndWeights:
     embedding: PackedMatrix
     final_norm: torch.Tensor
     lm_head: PackedMatrix
+
+    @classmethod
+    def nothing(cls, dtype: torch.dtype) -> EndWeights:
+        """No weights at all: another library's modules hold them."""
+        empty = PackedMatrix(0, 0, dtype, torch.empty(0, dtype=torch.uint8), "none")
+        return cls(empty, torch.empty(0), empty)
 
 
 class ForwardContext(Protocol):

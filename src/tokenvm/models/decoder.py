@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from tokenvm.kernels.linear import gather_rows, linear
+from tokenvm.kernels.linear import PackedMatrix, gather_rows, linear
 from tokenvm.kernels.norm import rms_norm
 from tokenvm.kernels.tape import Tape
 from tokenvm.models.context import EndWeights, ForwardContext, LayerWeights
@@ -18,7 +19,8 @@ class Activations:
     """Buffers of one forward pass, each with a row per token.
 
     `hidden` is the residual stream, fp32 [M, hidden], and `qkv` a matrix output in fp32; `normed`, `attended`, `gated`
-    are matrix inputs in the weight dtype.
+    are matrix inputs in the weight dtype. Only some specs need `projected`, fp32 [M, hidden], what is normalised before
+    it is added to the stream, and `gates`, fp32 [M, 2 * intermediate]; else they have no columns.
     """
 
     hidden: torch.Tensor
@@ -26,6 +28,8 @@ class Activations:
     qkv: torch.Tensor
     attended: torch.Tensor
     gated: torch.Tensor
+    projected: torch.Tensor
+    gates: torch.Tensor
 
     @classmethod
     def allocate(cls, spec: ModelSpec, rows: int, dtype: torch.dtype) -> Activations:
@@ -36,13 +40,33 @@ class Activations:
             qkv=torch.empty(rows, spec.attention.qkv_rows),
             attended=torch.empty(rows, spec.attention.out_columns, dtype=dtype),
             gated=torch.empty(rows, spec.mlp.intermediate, dtype=dtype),
+            projected=torch.empty(rows, _projected_columns(spec)),
+            gates=torch.empty(rows, _gate_columns(spec)),
         )
 
     @staticmethod
     def bytes_per_row(spec: ModelSpec, dtype: torch.dtype) -> int:
         """Bytes that each further token adds."""
-        fp32 = spec.hidden + spec.attention.qkv_rows
+        fp32 = spec.hidden + spec.attention.qkv_rows + _projected_columns(spec) + _gate_columns(spec)
         return 4 * fp32 + dtype.itemsize * (spec.hidden + spec.attention.out_columns + spec.mlp.intermediate)
+
+
+def _projected_columns(spec: ModelSpec) -> int:
+    return spec.hidden if spec.norm.sandwich else 0
+
+
+def _gate_columns(spec: ModelSpec) -> int:
+    """SiLU has a product that gates as it goes."""
+    return 0 if spec.mlp.activation == "silu" else 2 * spec.mlp.intermediate
+
+
+class Forward(Protocol):
+    """What computes logits for the rows of a step."""
+
+    buffers: Activations
+
+    def forward(self, ctx: ForwardContext, token_ids: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of the sampled rows: token_ids int64 [M] → fp32 [S, vocab_size], S ≥ 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +88,7 @@ class Decoder:
         self.spec = spec
         self.capacity = rows
         self.buffers = Activations.allocate(spec, rows, dtype)
+        self._scale = float(torch.tensor(spec.embedding_scale).to(dtype))
         self._pieces: list[_Piece | None] = [None] * spec.layers
 
     def forward(self, ctx: ForwardContext, token_ids: torch.Tensor) -> torch.Tensor:
@@ -76,6 +101,8 @@ class Decoder:
             raise ValueError(f"{rows} rows do not fit buffers of {self.capacity}")
         with ctx.ends() as ends:
             gather_rows(ends.embedding, token_ids, out=b.hidden[:rows])
+        if self._scale != 1.0:
+            b.hidden[:rows].mul_(self._scale)
         qkv, attended = b.qkv[:rows], b.attended[:rows]
         for layer in range(self.spec.layers):
             with ctx.weights(layer) as weights:
@@ -96,18 +123,46 @@ class Decoder:
         return piece
 
     def _enter(self, weights: LayerWeights) -> Tape:
-        b, tape = self.buffers, Tape(self.capacity)
-        tape.rms_norm(b.hidden, weights.attn_norm, self.spec.norm.eps, b.normed)
+        b, tape, heads, eps = self.buffers, Tape(self.capacity), self.spec.attention, self.spec.norm.eps
+        tape.rms_norm(b.hidden, weights.attn_norm, eps, b.normed)
         tape.linear(b.normed, weights.qkv, b.qkv)
+        if weights.qkv_bias is not None:
+            tape.add_rows(b.qkv, weights.qkv_bias)
+        if weights.q_norm is not None:
+            tape.norm_heads(b.qkv, 0, heads.q_heads, weights.q_norm, eps)
+        if weights.k_norm is not None:
+            tape.norm_heads(b.qkv, heads.q_heads, heads.kv_heads, weights.k_norm, eps)
         return tape
 
     def _leave(self, weights: LayerWeights) -> Tape:
         b, tape = self.buffers, Tape(self.capacity)
-        tape.linear_add(b.attended, weights.o, b.hidden)
+        self._add_product(tape, b.attended, weights.o, weights.attn_post_norm, weights.o_bias)
         tape.rms_norm(b.hidden, weights.mlp_norm, self.spec.norm.eps, b.normed)
-        tape.linear_silu_mul(b.normed, weights.gate_up, b.gated)
-        tape.linear_add(b.gated, weights.down, b.hidden)
+        if self.spec.mlp.activation == "silu":
+            tape.linear_silu_mul(b.normed, weights.gate_up, b.gated)
+        else:
+            tape.linear(b.normed, weights.gate_up, b.gates)
+            tape.gelu_mul(b.gates, b.gated)
+        self._add_product(tape, b.gated, weights.down, weights.mlp_post_norm)
         return tape
+
+    def _add_product(
+        self,
+        tape: Tape,
+        x: torch.Tensor,
+        w: PackedMatrix,
+        norm: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        """Record hidden += x @ w.T + bias, normalised first if there is a norm for that."""
+        b = self.buffers
+        target = b.hidden if norm is None else b.projected
+        (tape.linear_add if norm is None else tape.linear)(x, w, target)
+        if bias is not None:
+            tape.add_rows(target, bias)
+        if norm is not None:
+            tape.rms_norm(b.projected, norm, self.spec.norm.eps, b.projected)
+            tape.add_rows(b.hidden, b.projected)
 
     def _logits(self, ctx: ForwardContext, ends: EndWeights) -> torch.Tensor:
         hidden = self.buffers.hidden[ctx.sample_rows]

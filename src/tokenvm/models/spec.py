@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import torch
@@ -16,16 +16,25 @@ PART_ALIGNMENT_BYTES: Final = 4096
 
 _TARGET_PART_BYTES: Final = 64 * 1024
 
+RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope", "none"]
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """Heads of one attention layer. `scale` multiplies q·k; `window` 0 shows every earlier token."""
+    """Heads of an attention layer. `scale` multiplies q·k.
+
+    A row at position p of a windowed layer (`ModelSpec.windowed`) sees the `window` tokens that end with p. `qkv_bias`
+    and `out_bias`: whether the projections add one. `qk_norm`: whether each head of q and k is normalised before rope.
+    """
 
     q_heads: int
     kv_heads: int
     head_dim: int
     scale: float
     window: int = 0
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
 
     @property
     def qkv_rows(self) -> int:
@@ -40,14 +49,33 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary position embedding, half-rotation form. Kind "default" uses theta alone."""
+    """Rotary position embedding, half-rotation form. Kind "default" uses theta alone.
+
+    `rotary_dim`: the leading dimensions of a head that rotate, 0 for all. `attention_factor` multiplies cosines and
+    sines. "longrope" divides the frequencies by `short_factors`, and by `long_factors` in an engine that takes more
+    than `original_max_positions` tokens. "none": the model rotates by itself, or not at all.
+    """
 
     theta: float
-    kind: Literal["default", "linear", "llama3"] = "default"
+    kind: RopeKind = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 0
+    rotary_dim: int = 0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+    def resolved(self, positions: int) -> RopeSpec:
+        """Return the rope of an engine that takes so many positions: the factors of a longrope are chosen once."""
+        if self.kind != "longrope":
+            return self
+        long = positions > self.original_max_positions
+        return replace(self, short_factors=self.long_factors) if long else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +83,20 @@ class MlpSpec:
     """A gated feed-forward layer: down(activation(gate(x)) * up(x))."""
 
     intermediate: int
-    activation: Literal["silu"] = "silu"
+    activation: Literal["silu", "gelu_tanh"] = "silu"
 
 
 @dataclass(frozen=True, slots=True)
 class NormSpec:
-    """Root-mean-square normalisation: x * rsqrt(mean(x²) + eps) * weight."""
+    """Root-mean-square normalisation: x * rsqrt(mean(x²) + eps) * weight.
+
+    `offset` is added to the weights that a checkpoint stores. `sandwich`: what attention and feed-forward layer give
+    is normalised too, before it is added to the residual stream.
+    """
 
     eps: float
+    offset: float = 0.0
+    sandwich: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +112,9 @@ class KVGroup:
 class ModelSpec:
     """A decoder-only transformer whose layers all have the same shape.
 
-    `max_model_len` is in tokens. `eos_token_ids` end a sequence; `bos_token_ids` holds one id, or none.
+    `max_model_len` is in tokens. `eos_token_ids` end a sequence; `bos_token_ids` holds one id, or none. `windowed` are
+    the layers that see `attention.window` tokens only; they use `local_rope` if there is one. `embedding_scale`
+    multiplies embeddings.
     """
 
     architecture: str
@@ -93,11 +129,24 @@ class ModelSpec:
     tied_embeddings: bool
     eos_token_ids: tuple[int, ...]
     bos_token_ids: tuple[int, ...]
+    windowed: tuple[int, ...] = ()
+    local_rope: RopeSpec | None = None
+    embedding_scale: float = 1.0
 
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]:
-        """The KV groups of the model; one, of all layers, while every layer sees every token."""
-        return (KVGroup("full", tuple(range(self.layers))),)
+        """The KV groups of the model: layers that see every token, layers that see a window."""
+        full = tuple(layer for layer in range(self.layers) if layer not in self.windowed)
+        groups = (KVGroup("full", full), KVGroup("window", self.windowed, "window"))
+        return tuple(group for group in groups if group.layers)
+
+    def window_of(self, layer: int) -> int:
+        """How many tokens a row of this layer sees, 0 for all."""
+        return self.attention.window if layer in self.windowed else 0
+
+    def rope_of(self, layer: int) -> RopeSpec:
+        """The rope of this layer."""
+        return self.local_rope if self.local_rope is not None and layer in self.windowed else self.rope
 
     def part_bytes(self, block_tokens: int, dtype: torch.dtype) -> int:
         """Bytes of one layer of one page."""
@@ -134,14 +183,23 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerTensors:
-    """Names, in a checkpoint, of one layer's tensors; a tuple of names is stacked row-wise in that order."""
+    """Names, in a checkpoint, of one layer's tensors; a tuple of names is stacked row-wise in that order.
+
+    What a family lacks has no name: "" or ().
+    """
 
     attn_norm: str
-    qkv: tuple[str, str, str]
+    qkv: tuple[str, ...]
     o: str
     mlp_norm: str
-    gate_up: tuple[str, str]
+    gate_up: tuple[str, ...]
     down: str
+    qkv_bias: tuple[str, ...] = ()
+    o_bias: str = ""
+    q_norm: str = ""
+    k_norm: str = ""
+    attn_post_norm: str = ""
+    mlp_post_norm: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,10 @@ class Ledger:
         """Return the slots of a tier, to withhold some from use."""
         return self._pools[tier]
 
+    def writable(self, tier: Tier) -> bool:
+        """Whether anything may be put into a tier at all."""
+        return self._pools[tier].writable
+
     def high_water(self, tier: Tier) -> int:
         """The most slots of a tier that were ever taken."""
         return self._pools[tier].high_water

@@ -43,7 +43,7 @@ class Victim:
 
 
 def choose_idle(
-    count: int, ledger: Ledger, policy: Policy, needed: Set[UnitId], room: int | None = None
+    count: int, ledger: Ledger, policy: Policy[UnitId], needed: Set[UnitId], room: int | None = None
 ) -> list[Victim]:
     """Choose at most `count` sealed, unpinned pages on the device, none of those needed, in the policy's order.
 
@@ -75,7 +75,9 @@ def choose_running(
     return _that_fit(units, count, ledger, _room_below(ledger) if room is None else room)
 
 
-def choose_victims(count: int, ledger: Ledger, policy: Policy, running: Sequence[Pages]) -> list[Victim]:
+def choose_victims(
+    count: int, ledger: Ledger, policy: Policy[UnitId], running: Sequence[Pages]
+) -> list[Victim]:
     """Choose at most `count` pages to leave the device: idle ones, then running ones."""
     needed = {unit for pages in running for unit in pages}
     idle = choose_idle(count, ledger, policy, needed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tokenvm.residency.keys import ROOT
 from tokenvm.residency.policy.base import Allowed, Policy
+from tokenvm.residency.policy.proof import Proof
 from tokenvm.vocab import PageKey, UnitId
 
 
@@ -24,11 +25,12 @@ class PrefixIndex:
     """PageKey → unit. Owns one reference of each unit, which whoever adds and removes takes and gives back.
 
     A page is in it only with the page before it, so that every prefix found is whole. `policy` ranks the idle pages and
-    knows no others. A page becomes idle after the pages that go on from it, and is touched with them: least recently
-    used is a tail.
+    knows no others; by their keys, so that it may know one again. A page becomes idle after the pages that go on from
+    it, and is touched with them: least recently used is a tail.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy[PageKey]) -> None:
+        self.proof = Proof()
         self._policy = policy
         self._units: dict[PageKey, UnitId] = {}
         self._nodes: dict[UnitId, Node] = {}
@@ -68,17 +70,46 @@ class PrefixIndex:
             found.append(self._units[key])
         return found
 
-    def remove(self, unit: UnitId) -> list[UnitId]:
-        """Take out a page and all that go on from it; return them, each after those that go on from it."""
+    def visit(self, keys: Sequence[PageKey]) -> None:
+        """A sequence begins whose prompt has these pages."""
+        self.proof.visit(keys, len(self.walk(keys)))
+        self._policy.visit(keys)
+
+    def extend(self, key: PageKey, parent: PageKey) -> None:
+        """A page of an answer was computed."""
+        self.proof.extend(key, parent)
+        self._policy.extend(key, parent)
+
+    def crowded(self) -> None:
+        """All that is here fills the room there is: somebody has to go."""
+        self.proof.resize(len(self._nodes))
+        self._policy.resize(len(self._nodes))
+
+    @property
+    def policy_names(self) -> tuple[str, str]:
+        """The policy, and the one that decides in its name now."""
+        return self._policy.name, self._policy.ruling
+
+    def remove(self, unit: UnitId, *, evicted: bool = False) -> list[UnitId]:
+        """Take out a page and all that go on from it; return them, each after those that go on from it.
+
+        `evicted`: for want of room, so that it was a mistake if it is asked for again soon.
+        """
         order = [unit]
         for above in order:
             order.extend(self._nodes[above].children)
         parent = self._nodes[unit].parent
         if parent != ROOT:
             del self._nodes[self._units[parent]].children[unit]
-        for one in order:
+        for one in reversed(order):
             self.used(one)
-            del self._units[self._nodes.pop(one).key]
+            node = self._nodes.pop(one)
+            del self._units[node.key]
+            if evicted:
+                self._policy.evict(node.key)
+            else:
+                self._policy.remove(node.key)
+                self.proof.remove(node.key)
         return order[::-1]
 
     def idle(self, unit: UnitId) -> None:
@@ -88,25 +119,23 @@ class PrefixIndex:
             node.idle = True
             self.idle_pages += 1
             self.version += 1
-            self._policy.insert(unit)
+            self._policy.insert(node.key)
         while node.parent != ROOT:
-            above = self._units[node.parent]
-            node = self._nodes[above]
+            node = self._nodes[self._units[node.parent]]
             if not node.idle:
                 return  # it touches what is above it when it becomes idle itself
-            self._policy.touch(above)
+            self._policy.touch(node.key)
 
     def used(self, unit: UnitId) -> None:
         """Hear that somebody else owns the unit too; one that is not here is ignored."""
         if unit in self._nodes and self._nodes[unit].idle:
             self._nodes[unit].idle = False
             self.idle_pages -= 1
-            self._policy.remove(unit)
+            self._policy.lend(self._nodes[unit].key)
 
     def touch(self, prefix: Sequence[UnitId]) -> None:
         """A prefix, given from its head, was asked for."""
-        for unit in reversed(prefix):
-            self._policy.touch(unit)
+        self._policy.touch(*(self._nodes[unit].key for unit in reversed(prefix)))
 
     def is_idle(self, unit: UnitId) -> bool:
         """Whether the unit is here and nobody else owns it."""
@@ -114,18 +143,20 @@ class PrefixIndex:
 
     def idle_order(self) -> list[UnitId]:
         """Return the idle pages, the first to go first."""
-        return self._policy.victims(len(self._nodes), lambda _: True)
+        return [self._units[key] for key in self._policy.victims(len(self._nodes), lambda _: True)]
 
-    def first_to_go(self, allowed: Allowed) -> list[UnitId]:
+    def first_to_go(self, allowed: Allowed[UnitId]) -> list[UnitId]:
         """Return the idle page to give up first, of those allowed, none if there is none; with all that go on from it.
 
         Prefixes go tail by tail. A head before its tail only if every tail is owned by somebody or not allowed: then
         `remove` takes those out too.
         """
-        tails = self._policy.victims(1, lambda unit: not self._nodes[unit].children and allowed(unit))
-        return tails or self._policy.victims(1, allowed) or self._unranked(allowed)
+        units, nodes = self._units, self._nodes
+        tails = self._policy.victims(1, lambda key: not nodes[units[key]].children and allowed(units[key]))
+        keys = tails or self._policy.victims(1, lambda key: allowed(units[key]))
+        return [units[key] for key in keys] or self._unranked(allowed)
 
-    def _unranked(self, allowed: Allowed) -> list[UnitId]:
+    def _unranked(self, allowed: Allowed[UnitId]) -> list[UnitId]:
         """Under a policy that has no victims: the page that came last, so tails first."""
         return next(([unit] for unit in reversed(self._nodes) if self.is_idle(unit) and allowed(unit)), [])
 
@@ -144,4 +175,5 @@ class PrefixIndex:
         idle = [unit for unit, node in self._nodes.items() if node.idle]
         assert len(idle) == self.idle_pages, "prefix index: idle pages do not add up"
         ranked = self._policy.victims(len(self._nodes) + 1, lambda _: True)
-        assert not ranked or sorted(ranked) == sorted(idle), "prefix index: the policy ranks other pages"
+        keys = sorted(self._nodes[unit].key for unit in idle)
+        assert not ranked or sorted(ranked) == keys, "prefix index: the policy ranks other pages"

@@ -55,7 +55,7 @@ class Arrivals:
         prefix: Sequence[UnitId],
         keep_free: int,
         ledger: Ledger,
-        policy: Policy,
+        policy: Policy[UnitId],
         running: Sequence[Pages],
     ) -> Self:
         """Choose the oldest pages of a prefix that lie below, as many as find room beside `keep_free` slots.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tokenvm.errors import RequestError
+from tokenvm.schedule.structured_outputs import StructuredOutputsParams
 
 MIN_TEMPERATURE: Final = 1e-6
 """Below it, logits divided by the temperature may overflow."""
@@ -37,6 +38,10 @@ def _is_text(value: Any) -> bool:
 
 def _all(holds: Callable[[Any], bool], values: Any) -> bool:
     return isinstance(values, tuple | list) and all(map(holds, values))
+
+
+def _is_tokens(values: Any) -> bool:
+    return _all(lambda token: _is_whole(token, 0), values)
 
 
 def _is_bias(value: Any) -> bool:
@@ -90,6 +95,22 @@ RANGES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "seed": ("a whole number or None", lambda value: value is None or _is_whole(value)),
     "logprobs": _LOGPROBS,
     "prompt_logprobs": _LOGPROBS,
+    "structured_outputs": (
+        "None, StructuredOutputsParams(...) or a dict of its fields",
+        lambda value: value is None or isinstance(value, StructuredOutputsParams | Mapping),
+    ),
+    "allowed_token_ids": (
+        "None or a non-empty list of token ids",
+        lambda value: value is None or (_is_tokens(value) and len(value) > 0),
+    ),
+    "bad_words": (
+        "None or a list of non-empty texts",
+        lambda value: value is None or _all(_is_text, value),
+    ),
+    "bad_words_token_ids": (
+        "None or a list of non-empty lists of token ids",
+        lambda value: value is None or _all(lambda word: _is_tokens(word) and len(word) > 0, value),
+    ),
     "skip_special_tokens": _SWITCH,
     "include_stop_str_in_output": _SWITCH,
 }
@@ -102,8 +123,10 @@ class SamplingParams:
 
     n completions are drawn from random streams of their own. temperature 0 is greedy. Logits are changed in this order:
     logit_bias, repetition_penalty (tokens of prompt and completion), frequency_penalty and presence_penalty (of the
-    completion), min_tokens (end tokens and stop_token_ids cannot come, stop strings do not count), temperature, min_p,
-    top_k, top_p. top_k 0 or -1, top_p 1.0 and min_p 0.0 cut nothing. max_tokens None is as many as the model allows.
+    completion); then what cannot come is forbidden: all but `allowed_token_ids` or what `structured_outputs` leaves,
+    what would complete one of bad_words, and end tokens and stop_token_ids until min_tokens are there (stop strings do
+    not count); then temperature, min_p, top_k, top_p. `bad_words_token_ids` are bad words as tokens: LLM makes them of
+    `bad_words`. top_k 0 or -1, top_p 1.0 and min_p 0.0 cut nothing. max_tokens None is as many as the model allows.
     `logprobs` and `prompt_logprobs` ask for that many of the best tokens beside the one that stands there, under the
     model's own distribution: before everything above. A seed makes a request repeatable, alone and in any batch.
 
@@ -127,6 +150,10 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
+    allowed_token_ids: tuple[int, ...] | list[int] | None = None
+    bad_words: tuple[str, ...] | list[str] | None = None
+    bad_words_token_ids: tuple[tuple[int, ...], ...] | list[list[int]] | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
@@ -140,6 +167,11 @@ class SamplingParams:
                 f"SamplingParams.min_tokens={self.min_tokens} is not possible: give at most max_tokens, "
                 f"{self.max_tokens}, or raise that"
             )
+        if self.structured_outputs is not None:
+            object.__setattr__(
+                self, "structured_outputs", StructuredOutputsParams.of(self.structured_outputs)
+            )
+            self._refuse_beside_structure()
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -148,15 +180,34 @@ class SamplingParams:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    @property
+    def structure(self) -> StructuredOutputsParams | None:
+        """What the answer must look like, if that is asked for."""
+        wanted = self.structured_outputs
+        return None if wanted is None else StructuredOutputsParams.of(wanted)
+
     def most_tokens(self, room: int) -> int:
         """Return how many tokens may be produced where the model has room for `room`."""
         return room if self.max_tokens is None else min(self.max_tokens, room)
 
     def refuse_unknown(self, vocab_size: int) -> None:
         """Raise RequestError for tokens that a model of `vocab_size` tokens does not have."""
-        for token in self.logit_bias or ():
-            if token >= vocab_size:
+        named = {
+            "logit_bias": self.logit_bias or (),
+            "allowed_token_ids": self.allowed_token_ids or (),
+            "bad_words_token_ids": [token for word in self.bad_words_token_ids or () for token in word],
+        }
+        for name, tokens in named.items():
+            for token in tokens:
+                if token >= vocab_size:
+                    raise RequestError(
+                        f"SamplingParams.{name} names token {token}, which is not in the vocabulary: ids are whole "
+                        f"numbers from 0 to {vocab_size - 1}"
+                    )
+
+    def _refuse_beside_structure(self) -> None:
+        for name in ("ignore_eos", "allowed_token_ids"):
+            if getattr(self, name):
                 raise RequestError(
-                    f"SamplingParams.logit_bias names token {token}, which is not in the vocabulary: ids are whole "
-                    f"numbers from 0 to {vocab_size - 1}"
+                    f"SamplingParams has structured_outputs and {name}, which contradict each other: leave one out"
                 )

@@ -66,6 +66,10 @@ class Scheduler:
         """Return a sequence that has not ended."""
         return self._sequences[seq]
 
+    def __contains__(self, seq: SeqId) -> bool:
+        """Whether a sequence has not ended."""
+        return seq in self._sequences
+
     def add(self, request: Request) -> tuple[SeqId, ...]:
         """Queue a request; return its sequences, one for each of the `n` it asks for, in the order of their index.
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenvm.engine.sampling.bans import Bans
 from tokenvm.engine.sampling.choice import Ids, Row
+from tokenvm.engine.sampling.structure import Structure
 from tokenvm.schedule.sampling_params import SamplingParams
-
-FORBIDDEN: Final = float(np.finfo(np.float32).min)
-"""The logit of a token that must not come. Finite, so that a row of nothing else can still be sampled."""
 
 
 class Tally:
@@ -46,7 +44,8 @@ class Tally:
 class RowState:
     """One sequence's side of sampling. `index` is that of the token to come.
 
-    `completion` is which of a request's `n` sequences it is, `ends` the tokens that end a text unless ignored.
+    `completion` is which of a request's `n` sequences it is, `ends` the tokens that end a text unless ignored,
+    `structure` what its answer must look like.
     """
 
     def __init__(
@@ -58,13 +57,13 @@ class RowState:
         completion: int = 0,
         prompt: Sequence[int] = (),
         ends: Collection[int] = (),
+        structure: Structure | None = None,
     ) -> None:
         self.params = params
         self.seed = seed
         self.completion = completion
         self.index = 0
-        last = {*ends, *(params.stop_token_ids or ())} if params.min_tokens else ()
-        self._last = np.array([token for token in last if token < vocab_size], dtype=np.int64)
+        self._bans = Bans(params, vocab_size, ends, structure)
         bias = params.logit_bias or {}
         self._biased = np.array(list(bias), dtype=np.int64)
         self._bias = np.array(list(bias.values()), dtype=np.float64)
@@ -74,16 +73,17 @@ class RowState:
     @property
     def changes(self) -> bool:
         """Whether the next token's logits are changed before temperature and cuts."""
-        return self._edits or self.index < self.params.min_tokens
+        return self._edits or self._bans.any
 
     def enter(self, token: int) -> None:
         """Go on behind a produced token."""
         self.index += 1
+        self._bans.enter(token)
         if self._tally is not None:
             self._tally.enter(token)
 
     def changed(self, row: Row) -> Row:
-        """Return the logits after bias, penalties and min_tokens; `row` itself stays as it is.
+        """Return the logits after bias, penalties and bans; `row` itself stays as it is.
 
         Only what these name is touched, in float64, and rounded once.
         """
@@ -94,9 +94,13 @@ class RowState:
             row[self._biased] = row[self._biased].astype(np.float64) + self._bias
         if self._tally is not None:
             row[self._tally.ids] = self._penalised(row, self._tally)
-        if self.index < self.params.min_tokens:
-            row[self._last] = FORBIDDEN
+        self._bans.apply(row)
         return row
+
+    @property
+    def structure(self) -> Structure | None:
+        """What its answer must look like."""
+        return self._bans.structure
 
     def _penalised(self, row: Row, tally: Tally) -> NDArray[np.float64]:
         params, values, counts = self.params, row[tally.ids].astype(np.float64), tally.counts

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, rebuilt as a tokenizer.json: byte-level BPE, as in GPT-2."""
+"""The tokenizer inside a GGUF file, rebuilt as a tokenizer.json: byte-level BPE, as in GPT-2, or SentencePiece's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from tokenvm.models.weights.gguf_pieces import SPACE, piece_tokenizer
 
 _LETTERS_AND_SHORT_NUMBERS: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -42,8 +44,10 @@ def rebuild_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     Raises UnknownTokenizer for a kind that is not supported and ValueError for a damaged vocabulary.
     """
     kind = metadata.get("tokenizer.ggml.model")
+    if kind == "llama":
+        return _of_pieces(metadata)
     if kind != "gpt2":
-        raise UnknownTokenizer(f"tokenizer model {kind!r}; supported is 'gpt2'")
+        raise UnknownTokenizer(f"tokenizer model {kind!r}; supported are 'gpt2' and 'llama'")
     splitting = _splitting(metadata.get("tokenizer.ggml.pre", "gpt-2"))
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
     tokenizer = Tokenizer(
@@ -62,6 +66,15 @@ def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
     tokens = metadata.get("tokenizer.ggml.tokens", [])
     found = {name: metadata.get(f"tokenizer.ggml.{role}_token_id") for role, name in _ROLES.items()}
     return {name: tokens[at] for name, at in found.items() if isinstance(at, int) and 0 <= at < len(tokens)}
+
+
+def _of_pieces(metadata: Mapping[str, Any]) -> Tokenizer:
+    tokens = _strings(metadata, "tokenizer.ggml.tokens")
+    tokenizer = piece_tokenizer(metadata, tokens)
+    _add_tokens(tokenizer, tokens, metadata["tokenizer.ggml.token_type"])
+    if metadata.get("tokenizer.ggml.add_bos_token", True):
+        _start_with(tokenizer, tokens, metadata.get("tokenizer.ggml.bos_token_id"))
+    return tokenizer
 
 
 def _splitting(name: str) -> _Splitting:
@@ -109,11 +122,16 @@ def _merge(text: str, vocabulary: Mapping[str, int]) -> tuple[str, str]:
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int]) -> None:
-    """Make control tokens special, and user-defined ones unsplittable."""
+    """Make control tokens special, and user-defined ones unsplittable.
+
+    Those with the sign for a space are found in text whose spaces have become signs.
+    """
     pairs = list(zip(tokens, kinds, strict=False))
     special = [AddedToken(text, special=True, normalized=False) for text, kind in pairs if kind == _CONTROL]
     plain = [
-        AddedToken(text, special=False, normalized=False) for text, kind in pairs if kind == _USER_DEFINED
+        AddedToken(text, special=False, normalized=SPACE in text)
+        for text, kind in pairs
+        if kind == _USER_DEFINED
     ]
     tokenizer.add_special_tokens(special)
     tokenizer.add_tokens(plain)

@@ -33,6 +33,12 @@ def outline(spec: ModelSpec, dtype: torch.dtype) -> LoadedModel:
             mlp_norm=_vector(hidden),
             gate_up=_matrix(2 * inner, hidden, dtype),
             down=_matrix(hidden, inner, dtype),
+            qkv_bias=_vector(heads.qkv_rows) if heads.qkv_bias else None,
+            o_bias=_vector(hidden) if heads.out_bias else None,
+            q_norm=_vector(heads.head_dim) if heads.qk_norm else None,
+            k_norm=_vector(heads.head_dim) if heads.qk_norm else None,
+            attn_post_norm=_vector(hidden) if spec.norm.sandwich else None,
+            mlp_post_norm=_vector(hidden) if spec.norm.sandwich else None,
         )
         for _ in range(spec.layers)
     )

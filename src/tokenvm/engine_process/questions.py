@@ -1,0 +1,41 @@
+"""Questions that the front process has asked and the engine has not answered yet."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tokenvm.errors import EngineDeadError
+
+
+class Questions:
+    """Numbers questions and hands each answer to who waits for it. Used from one event loop."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._open: dict[int, asyncio.Future[dict[str, Any]]] = {}
+
+    def begin(self) -> int:
+        """Return the number of a new question."""
+        self._count += 1
+        self._open[self._count] = asyncio.get_running_loop().create_future()
+        return self._count
+
+    async def answer(self, number: int) -> dict[str, Any]:
+        """Wait for the answer; raises what `fail_all` was given."""
+        return await self._open[number]
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for this answer any more."""
+        del self._open[number]
+
+    def hear(self, number: int, stats: dict[str, Any]) -> None:
+        """The engine has answered."""
+        if number in self._open and not self._open[number].done():
+            self._open[number].set_result(stats)
+
+    def fail_all(self, error: EngineDeadError) -> None:
+        """No answer comes any more."""
+        for answer in self._open.values():
+            if not answer.done():
+                answer.set_exception(EngineDeadError(*error.args))
