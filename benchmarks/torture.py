@@ -146,9 +146,9 @@ class Torture:
         self.slowest_s = 0.0
 
     def kill(self, turn: int) -> None:
-        """Kill one writer and see what the next one finds. Folders are used for three lives."""
-        mode, folder = MODES[turn % len(MODES)], self.folder / f"kills-{turn // 3 % 2}"
-        if turn % 3 == 0:
+        """Kill one writer and see what the next one finds. Two of three begin on an empty folder."""
+        mode, folder = MODES[turn % len(MODES)], self.folder / "kills"
+        if self.rng.random() < 2 / 3:
             shutil.rmtree(folder, ignore_errors=True)
         writer = Child(write, folder, mode, self.rng.randrange(1 << 30))
         flushed = writer.hear()["flushed"]

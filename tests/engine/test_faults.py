@@ -62,7 +62,7 @@ def test_many_faults(rate: float, host_pages: int, tmp_path: Path) -> None:
         assert speak(engine, PROMPTS, TOKENS, on_step=lambda *_: clock.advance(0.05)) == roomy()
         if rate > 0.5:
             assert disk(engine)["switched_off"] > 0
-            assert engine.stats()["requests"]["set_back"] > 0
+            assert engine.stats()["set_back_sequences"] > 0
         device.rate = 0.0
         assert used_slots(engine) == [0, 0, 0]
 
