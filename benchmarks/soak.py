@@ -230,7 +230,7 @@ def figures_of(
         "injected": device.injected,
         "faults": {tier: stats["tiers"][tier]["faults"] for tier in ("host", "disk")},
         "switched_off": {tier: stats["tiers"][tier]["switched_off"] for tier in ("host", "disk")},
-        "set_back": stats["requests"]["set_back"],
+        "set_back": stats["set_back_sequences"],
         "lost_pages": engine.account.lost_pages,
         "hit_tokens": stats["prefix_cache"]["hit_tokens"],
         "samples": len(samples),

@@ -43,6 +43,8 @@ PROMPTS, ANSWER_TOKENS = 20, 4
 READY_S = 2.0
 MODES = ("as it is", "writes fail", "writes are dropped")
 PAGE_KEY_DIGITS = 8
+SLAB_SHARE, PER_START = 0.9, 25
+"""Of the damage, most goes to slabs: where the head of the index is hit, nothing is left to find."""
 
 
 def prompt(number: int) -> tuple[int, ...]:
@@ -58,7 +60,7 @@ def opened(folder: Path | None, device: DeviceBackend | None = None) -> Engine:
     page = needs_of(model, Settings(MemoryConfig(block_tokens=BLOCK_TOKENS), Path("unused")))[0].page_bytes
     limits: dict[str, Any] = {"nvme_limit": 0}
     if folder is not None:
-        limits = {"kv_limit": 2 * DEVICE_PAGES * page, "nvme_limit": 16 << 20, "nvme_path": folder}
+        limits = {"kv_limit": 2 * DEVICE_PAGES * page, "nvme_limit": 2 << 20, "nvme_path": folder}
     memory = MemoryConfig(block_tokens=BLOCK_TOKENS, host_memory=0, **limits)
     numbers = {"threads": 1, "max_num_seqs": 3, "max_tokens_per_forward": 64}
     keep = folder is not None
@@ -95,7 +97,7 @@ def kept_keys(engine: Engine) -> list[str]:
 def write(folder: Path, mode: str, seed: int, say: Say) -> None:
     """Serve for ever; say now and then which pages are flushed."""
     faults = ("io_error", "no_space", "gone") if mode == MODES[1] else ("dropped",)
-    device = FaultyDevice(0.05 if mode == MODES[2] else 0.0, seed, faults)
+    device = FaultyDevice(0.05 if mode == MODES[2] else 0.0, seed, reads=(), writes=faults)
     engine, rng, steps = opened(folder, device), random.Random(seed), [0]
     failing_from = rng.randint(1, 150)
 
@@ -144,9 +146,9 @@ class Torture:
         self.slowest_s = 0.0
 
     def kill(self, turn: int) -> None:
-        """Kill one writer and see what the next one finds. Folders are used for three lives."""
-        mode, folder = MODES[turn % len(MODES)], self.folder / f"kills-{turn // 3 % 2}"
-        if turn % 3 == 0:
+        """Kill one writer and see what the next one finds. Two of three begin on an empty folder."""
+        mode, folder = MODES[turn % len(MODES)], self.folder / "kills"
+        if self.rng.random() < 2 / 3:
             shutil.rmtree(folder, ignore_errors=True)
         writer = Child(write, folder, mode, self.rng.randrange(1 << 30))
         flushed = writer.hear()["flushed"]
@@ -173,8 +175,9 @@ class Torture:
         self.counts["damages"] += changes
 
     def _damage_one(self, folder: Path) -> str:
-        files = [path for path in sorted(folder.iterdir()) if path.stat().st_size]
-        path = self.rng.choice([path for path in files if path.name != "lock"])
+        files = [path for path in sorted(folder.iterdir()) if path.name != "lock" and path.stat().st_size]
+        slabs = [path for path in files if path.name.startswith("slab")]
+        path = self.rng.choice(slabs if slabs and self.rng.random() < SLAB_SHARE else files)
         size, kind = path.stat().st_size, self.rng.choice(("bit", "bit", "bits", "swap", "cut"))
         with path.open("r+b") as file:
             if kind == "cut" and self.rng.random() < 0.05:
@@ -223,7 +226,7 @@ def run(folder: Path, kills: int, damages: int, seed: int, tell: Callable[[str],
         pristine = folder / "pristine"
         once(check, pristine)
     while torture.counts["damages"] < damages:
-        torture.damage(min(40, damages - torture.counts["damages"]), pristine)
+        torture.damage(min(PER_START, damages - torture.counts["damages"]), pristine)
         tell(f"{torture.counts['damages']} of {damages} damages, {len(torture.wrong)} wrong")
     seconds = time.monotonic() - begun_s
     return {

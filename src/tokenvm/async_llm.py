@@ -27,7 +27,7 @@ from tokenvm.engine_process.messages import (
     Told,
     error_from,
 )
-from tokenvm.engine_process.questions import Questions
+from tokenvm.engine_process.questions import Questions, in_time
 from tokenvm.engine_process.reading import read_aside
 from tokenvm.engine_process.requests import Requests
 from tokenvm.errors import EngineDeadError, RequestError, TokenVMError
@@ -167,11 +167,9 @@ class AsyncLLM:
             self._forget(one)
 
     async def abort(self, request_id: str) -> None:
-        """End a request; who iterates over it gets a last output with the finish reason "abort".
-
-        Nothing happens if there is none of that id.
-        """
+        """End a request, if there is one of that id; its last output has the finish reason "abort"."""
         if request_id in self._names:
+            self._requests.abort(self._names[request_id])
             await self._send(Abort(self._names[request_id]))
 
     async def stats(self) -> dict[str, Any]:
@@ -194,12 +192,7 @@ class AsyncLLM:
 
         Raises EngineDeadError if its process has ended or does not answer in time.
         """
-        try:
-            await asyncio.wait_for(self.stats(), timeout_s)
-        except TimeoutError:
-            raise EngineDeadError(
-                f"the engine process has not answered for {timeout_s:g} s: end it and make another AsyncLLM"
-            ) from None
+        await in_time(self.stats(), timeout_s)
 
     async def shutdown(self) -> None:
         """End the engine's process and wait until it is gone; idempotent. Requests left raise EngineDeadError."""
@@ -210,39 +203,45 @@ class AsyncLLM:
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
-        await connection.close()
+        await connection.close(politely=self._listener is not None)
 
     async def _begin(self) -> None:
-        self._connection = await Connection.open()
+        connection = self._connection = await Connection.open()
         try:
-            self._ready: Ready = await self._connection.start_engine(self._start, self._progress)
+            self._ready: Ready = await connection.start_engine(self._start, self._progress)
             folder = Path(self._tokenizer_folder or self._ready.folder)
             self._tokenizer = await asyncio.to_thread(Tokenizer.from_folder, folder)
         except BaseException:
-            connection, self._connection = self._connection, None
-            await asyncio.shield(connection.close(politely=False))
-            raise
-        self._listener = asyncio.create_task(self._listen(self._connection))
+            if self._connection is connection:
+                self._connection = None
+                await asyncio.shield(connection.close(politely=False))
+                raise
+        if self._connection is not connection:  # it was shut down meanwhile
+            raise self._end
+        self._listener = asyncio.create_task(self._listen(connection))
 
     async def _submit(
         self, prompt: Prompt, how: SamplingParams | None, name: str | None, rank: int, salt: str, whole: bool
     ) -> InFlight:
         self._refuse_dead()
-        ids, said = await read_aside(prompt, self._tokenizer)
         self._count += 1
-        wired, now_s = str(self._count), self._clock.now_s()
+        wired = str(self._count)
         name = name or f"request-{wired}"
-        params, salt = ready(how, self._tokenizer), salt_of(prompt, salt)
-        request = Request(name, ids, params, now_s, rank, cache_salt=salt)
         if name in self._names:
             raise RequestError(f"a request {name!r} has not finished: give each an id of its own")
-        one = InFlight(wired, Collector(request, said, self._tokenizer, self._ready.ends, streams=not whole))
-        self._requests.add(one)
-        self._names[one.request_id] = wired
+        self._names[name] = wired
         try:
-            await self._send(Submit.of(request, wired))
+            ids, said = await read_aside(prompt, self._tokenizer)
+            now_s, params, salt = self._clock.now_s(), ready(how, self._tokenizer), salt_of(prompt, salt)
+            request = Request(name, ids, params, now_s, rank, cache_salt=salt)
+            collector = Collector(request, said, self._tokenizer, self._ready.ends, streams=not whole)
+            one = InFlight(wired, collector)
+            if not self._requests.add(one, now_s):
+                await self._send(Submit.of(request, wired))
         except BaseException:
-            self._forget(one)
+            self._requests.drop(wired)
+            self._names.pop(name, None)
+            self._tell(Abort(wired))
             raise
         return one
 

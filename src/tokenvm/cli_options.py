@@ -26,6 +26,9 @@ KvTokens = Annotated[
 HostMemory = Annotated[str | None, typer.Option(help="Memory of the host tier; 0 switches it off.")]
 NvmePath = Annotated[Path | None, typer.Option(help="Folder for pages on disk.")]
 NvmeLimit = Annotated[str | None, typer.Option(help="Disk space for pages; 0 switches the tier off.")]
+NoDisk = Annotated[
+    bool, typer.Option("--no-disk", help="Write no page to any disk; the same as --nvme-limit 0.")
+]
 BlockTokens = Annotated[str | None, typer.Option(help="Tokens a page: auto or 16 to 256.")]
 KvCacheDtype = Annotated[
     str | None, typer.Option(help="How KV is kept: auto (exactly), int8 or fp8 (half the bytes, lossy).")
@@ -79,7 +82,11 @@ def _parameters(kind: type[Any]) -> list[Parameter]:
 
 
 def merged_memory(**given: Any) -> Resolved:
-    """Merge the command line with environment, file and defaults."""
+    """Merge the command line with environment, file and defaults. `no_disk` is another way to say `nvme_limit`."""
+    if given.pop("no_disk", False):
+        if given.get("nvme_limit") is not None:
+            raise ConfigError("--no-disk and --nvme-limit say the same thing twice: leave one of them out")
+        given["nvme_limit"] = 0
     overrides = {name: str(value) for name, value in given.items() if value is not None}
     path = config_path(os.environ)
     return resolve({}, os.environ, read_config_file(path), command_line=overrides, file_name=str(path))

@@ -21,6 +21,7 @@ from tokenvm.cli_options import (
     MaxModelLen,
     MaxNumSeqs,
     MaxTokensPerForward,
+    NoDisk,
     NvmeLimit,
     NvmePath,
     Threads,
@@ -61,6 +62,7 @@ class MemoryOptions:
     host_memory: HostMemory = None
     nvme_path: NvmePath = None
     nvme_limit: NvmeLimit = None
+    no_disk: NoDisk = False
     block_tokens: BlockTokens = None
     kv_cache_dtype: KvCacheDtype = None
 

@@ -93,7 +93,8 @@ class Keeping:
     def _remember(self, unit: UnitId) -> None:
         key, parent = self._index.name(unit)
         written_s = self.register.remember(self._ledger.slot(unit, Tier.DISK), key, parent)
-        self._aging.append((written_s, unit))
+        if self.register.expired_before():
+            self._aging.append((written_s, unit))
 
     def _wanted(self) -> list[UnitId]:
         """Return pages to write now: all that are fresh, or of those the idle ones, as far as they fit."""

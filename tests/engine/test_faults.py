@@ -41,7 +41,8 @@ def disk(engine: Engine) -> dict:
 
 @pytest.mark.parametrize("fault", sorted({*READ_FAULTS, *WRITE_FAULTS}))
 def test_each_kind_of_fault_is_counted_and_costs_no_token(fault: str, tmp_path: Path) -> None:
-    device = FaultyDevice(0.03, seed=1, faults=[fault])
+    reads, writes = ([fault] * (fault in known) for known in (READ_FAULTS, WRITE_FAULTS))
+    device = FaultyDevice(0.03, seed=1, reads=reads, writes=writes)
     with running(tiny_model(), tmp_path, device_pages=6, backend=device, clock=FakeClock()) as engine:
         assert speak(engine, PROMPTS, TOKENS) == roomy()
         counted = disk(engine)["faults"]
@@ -61,7 +62,7 @@ def test_many_faults(rate: float, host_pages: int, tmp_path: Path) -> None:
         assert speak(engine, PROMPTS, TOKENS, on_step=lambda *_: clock.advance(0.05)) == roomy()
         if rate > 0.5:
             assert disk(engine)["switched_off"] > 0
-            assert engine.stats()["requests"]["set_back"] > 0
+            assert engine.stats()["set_back_sequences"] > 0
         device.rate = 0.0
         assert used_slots(engine) == [0, 0, 0]
 
@@ -137,7 +138,7 @@ def test_a_slow_device_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_faults_are_logged_once_a_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    device = FaultyDevice(0.02, seed=5, faults=["short_read", "checksum"])
+    device = FaultyDevice(0.02, seed=5, reads=["short_read", "checksum"], writes=[])
     with running(tiny_model(), tmp_path, device_pages=6, backend=device, clock=FakeClock()) as engine:
         speak(engine, PROMPTS, TOKENS)
         assert disk(engine)["faults"]["checksum"] > 1

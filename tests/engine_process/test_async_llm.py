@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from itertools import chain
 from threading import get_ident
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from fixtures_async import Run, greedy, last, prompt, said
 
-from tokenvm import LLM, AsyncLLM, RequestError, SamplingParams
+from tokenvm import LLM, AsyncLLM, RequestError, RequestOutput, SamplingParams
 
 MANY, LONG = 24, 4000
 
@@ -261,3 +262,32 @@ def test_stats_and_health_are_told_while_it_works(run: Run, engine: AsyncLLM) ->
     assert engine.plan["max_model_len"] == 4096
     assert engine.alive
     assert engine.get_tokenizer().encode("hello")
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_request_is_aborted_while_its_prompt_is_read(
+    run: Run, engine: AsyncLLM, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    tokenizer, begun, go_on = engine.get_tokenizer(), threading.Event(), threading.Event()
+    encode = tokenizer.encode
+
+    def slowly(text: str) -> list[int]:
+        begun.set()
+        assert go_on.wait(30)
+        return encode("hello world")
+
+    async def aborted() -> RequestOutput:
+        asked = asyncio.create_task(last(engine, "x" * 30_000, greedy(5, n=samples), request_id="early"))
+        await asyncio.to_thread(begun.wait, 30)
+        with pytest.raises(RequestError, match="has not finished"):
+            await last(engine, prompt(3), request_id="early")
+        await engine.abort("early")
+        go_on.set()
+        return await asked
+
+    monkeypatch.setattr(tokenizer, "encode", slowly)
+    output = run(aborted())
+    assert [one.finish_reason for one in output.outputs] == ["abort"] * samples
+    assert [one.token_ids for one in output.outputs] == [[]] * samples
+    monkeypatch.setattr(tokenizer, "encode", encode)
+    assert run(last(engine, prompt(3), greedy(2), request_id="early")).finished

@@ -184,3 +184,18 @@ def test_an_engine_ends_with_its_front_process(sent: signal.Signals, model_folde
             time.sleep(0.01)
         front.communicate(timeout=BOUND_S)
     assert [path for path in cache.rglob("*") if path.is_file()] == []
+
+
+def test_a_start_can_be_shut_down(run: Run, model_folder: Path) -> None:
+    async def shut() -> int:
+        begun = asyncio.Event()
+        llm = AsyncLLM(model_folder, **ARGUMENTS, progress=lambda _: begun.set())
+        start = asyncio.create_task(llm.__aenter__())
+        await begun.wait()
+        pid = pid_of(llm)
+        await llm.shutdown()
+        with pytest.raises(EngineDeadError, match="shut down"):
+            await start
+        return pid
+
+    assert is_gone(run(shut()))

@@ -152,7 +152,8 @@ class Engine:
             "kept": self.kvcache.kept,
             "prefix_cache": self.kvcache.prefix_stats.as_dict(),
             "policy": self.kvcache.policy_stats,
-            "requests": {**self.scheduler.counts, "set_back": self._rescue.set_back_sequences},
+            "requests": self.scheduler.counts,
+            "set_back_sequences": self._rescue.set_back_sequences,
         }
 
     def close(self) -> None:

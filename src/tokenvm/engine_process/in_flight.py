@@ -10,7 +10,7 @@ from tokenvm.collect import Collector
 from tokenvm.engine.sampling.choice import Choice
 from tokenvm.engine.sampling.scoring import Scores
 from tokenvm.outputs import CompletionOutput, RequestOutput
-from tokenvm.schedule.plan import Event
+from tokenvm.schedule.plan import Event, FinishedEvent
 from tokenvm.vocab import SeqId
 
 
@@ -69,6 +69,13 @@ class InFlight:
     def _drain(self) -> None:
         for chunk in self._collector.drain():
             self._texts[chunk.index] += chunk.text
+
+    def abort(self, now_s: float) -> None:
+        """End it before the engine has heard of it."""
+        nameless = [SeqId(-1 - index) for index in range(len(self._texts))]
+        self._collector.name(nameless)
+        for seq in nameless:
+            self.hear(FinishedEvent(self.request_id, seq, "abort"), {}, now_s)
 
     def fail(self, error: Exception) -> None:
         """End it with an error, unless it has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from tokenvm.errors import EngineDeadError
@@ -39,3 +40,13 @@ class Questions:
         for answer in self._open.values():
             if not answer.done():
                 answer.set_exception(EngineDeadError(*error.args))
+
+
+async def in_time(answer: Awaitable[object], timeout_s: float) -> None:
+    """Wait for an answer of the engine; EngineDeadError where it does not come in time."""
+    try:
+        await asyncio.wait_for(answer, timeout_s)
+    except TimeoutError:
+        raise EngineDeadError(
+            f"the engine process has not answered for {timeout_s:g} s: end it and make another AsyncLLM"
+        ) from None

@@ -17,11 +17,27 @@ class Requests:
 
     def __init__(self) -> None:
         self._by_name: dict[str, InFlight] = {}  # the name on the wire, which is never used again
+        self._unwanted: set[str] = set()  # names of those aborted before they were added
         self._by_seq: dict[SeqId, InFlight] = {}  # of sequences that have not ended
 
-    def add(self, one: InFlight) -> None:
-        """A request is about to be submitted."""
+    def add(self, one: InFlight, now_s: float) -> bool:
+        """A request is about to be submitted; return whether it was aborted before and has ended."""
         self._by_name[one.name] = one
+        aborted = one.name in self._unwanted
+        self._unwanted.discard(one.name)
+        if aborted:
+            one.abort(now_s)
+        return aborted
+
+    def abort(self, name: str) -> None:
+        """Note that a request is not wanted, if its prompt is still being read."""
+        if name not in self._by_name:
+            self._unwanted.add(name)
+
+    def drop(self, name: str) -> None:
+        """Forget a request that could not be submitted."""
+        self._by_name.pop(name, None)
+        self._unwanted.discard(name)
 
     def remove(self, one: InFlight) -> bool:
         """Nobody waits for it any more; return whether somebody did."""

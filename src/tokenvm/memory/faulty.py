@@ -43,12 +43,16 @@ class _Files:
 class _Chance:
     """Draws who fails, and how."""
 
-    def __init__(self, rate: float, seed: int, faults: Sequence[str]) -> None:
+    def __init__(self, rate: float, seed: int, reads: Sequence[str], writes: Sequence[str]) -> None:
         self.rate = rate
         self.counts: Counter[str] = Counter()
         self.files = _Files()
         self._random = np.random.default_rng(seed)
-        self._faults = faults
+        self._known = {
+            Kind.READ: [(self.files.read[fault], fault) for fault in reads],
+            Kind.WRITE: [(self.files.write[fault], fault) for fault in writes],
+        }
+        self._spoils_memory = "checksum" in reads
 
     def spoil(self, copies: _Rows) -> _Rows:
         """Return the copies, some of which will fail."""
@@ -61,14 +65,12 @@ class _Chance:
         return replace(copies, fd=fd, checksum=checksum)
 
     def _spoil_row(self, kind: int, row: int, fd: NDArray[np.int32], checksum: NDArray[np.uint32]) -> None:
-        if kind == Kind.COPY_IN and "checksum" in self._faults:
+        if kind == Kind.COPY_IN and self._spoils_memory:
             checksum[row] ^= 1
             self.counts["checksum"] += 1
-        files = {Kind.READ: self.files.read, Kind.WRITE: self.files.write}.get(Kind(kind), {})
-        known = [fault for fault in files if fault in self._faults]
+        known = self._known.get(Kind(kind), [])
         if known:
-            fault = known[int(self._random.integers(len(known)))]
-            fd[row] = files[fault]
+            fd[row], fault = known[int(self._random.integers(len(known)))]
             self.counts[fault] += 1
 
 
@@ -96,20 +98,22 @@ class FaultyRing(NativeRing):
 
 
 class FaultyDevice(CpuDevice):
-    """RAM as the device; of its copies below, the share `rate` fails, each attempt anew, by one of `faults`.
+    """RAM as the device; of its copies below, the share `rate` fails, each attempt anew.
 
-    `rate` may be changed at any time. `injected`: how often each fault was.
+    Reads fail by one of `reads`, writes by one of `writes`, copies from the host by "checksum" if reads may. `rate` may
+    be changed at any time. `injected`: how often each fault was.
     """
 
     def __init__(
         self,
         rate: float,
         seed: int = 0,
-        faults: Sequence[str] = (*READ_FAULTS, *WRITE_FAULTS),
+        reads: Sequence[str] = READ_FAULTS,
+        writes: Sequence[str] = WRITE_FAULTS,
         threads: int = 4,
     ) -> None:
         super().__init__(threads)
-        self._chance = _Chance(rate, seed, faults)
+        self._chance = _Chance(rate, seed, reads, writes)
         self._faulty = FaultyCopies(super().copies(), self._chance)
 
     @property
