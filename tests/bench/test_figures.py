@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tokenvm.bench.figures import (
     paired_ratios,
     percentile,
     prefill_operations,
+    seen_tokens,
     spread,
     step_bytes,
 )
@@ -84,6 +86,16 @@ def test_operations_are_counted_matrix_by_matrix() -> None:
 
 def test_bytes_of_a_step() -> None:
     assert step_bytes(270_000_000, 23_040, 8000) == 270_000_000 + 184_320_000
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 40])
+def test_windowed_layers_see_less(tokens: int) -> None:
+    full = spec()
+    windowed = replace(full, attention=replace(full.attention, window=8), windowed=(1,))
+    assert seen_tokens(full, tokens) == full.layers * tokens
+    assert seen_tokens(windowed, tokens) == (full.layers - 1) * tokens + min(tokens, 8)
+    spared = sum(row - min(row, 8) for row in range(1, tokens + 1)) * 4 * full.attention.out_columns
+    assert prefill_operations(full, tokens) - prefill_operations(windowed, tokens) == spared
 
 
 def test_a_grid_as_markdown() -> None:

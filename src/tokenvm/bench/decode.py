@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tokenvm.bench.figures import percentile, step_bytes
+from tokenvm.bench.figures import percentile, seen_tokens, step_bytes
 from tokenvm.bench.floor import Probe, Rates, better_rates, median_rates, probing
 from tokenvm.bench.report import Grid, Report, machine
 from tokenvm.bench.subject import Paging, Subject, decode_steps, read_prompt, request, streamed_bytes
@@ -64,10 +64,13 @@ def _sample(subject: Subject, probe: Probe, context: int, tokens: int, fraction:
 
 
 def floor_s(subject: Subject, context: int, streamed: float, rates: Rates) -> float:
-    """Return the least a step can take: weights and KV through memory once, and what is streamed through the disk."""
+    """Return the least a step can take.
+
+    Weights and what a row sees of KV go through memory once, and what is streamed through the disk.
+    """
     _, geometry = needs_of(subject.model, subject.settings)
-    token_bytes = subject.model.spec.layers * geometry.part_bytes // geometry.block_tokens
-    held = step_bytes(subject.model.weights.nbytes, token_bytes, context)
+    token_bytes = geometry.part_bytes // geometry.block_tokens
+    held = step_bytes(subject.model.weights.nbytes, token_bytes, seen_tokens(subject.model.spec, context))
     return max(held / rates["ram_bytes_per_s"], streamed / rates["disk_bytes_per_s"])
 
 

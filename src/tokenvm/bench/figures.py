@@ -65,12 +65,22 @@ def matrix_parameters(spec: ModelSpec) -> int:
 def prefill_operations(spec: ModelSpec, tokens: int) -> int:
     """Return the useful multiplications and additions of reading `tokens` tokens and choosing one.
 
-    Two for each matrix parameter and token, the head once, and of attention the causal half: each row's products with
-    the keys and the values of itself and of what precedes it.
+    Two for each matrix parameter and token, the head once, and of attention what rows see: each row's products with the
+    keys and the values of itself and of what precedes it, as far as the layer's window reaches.
     """
-    pairs = tokens * (tokens + 1) // 2
     matrices = 2 * tokens * matrix_parameters(spec) + 2 * spec.hidden * spec.vocab_size
-    return matrices + 4 * spec.layers * spec.attention.out_columns * pairs
+    return matrices + 4 * spec.attention.out_columns * _seen_pairs(spec, tokens)
+
+
+def seen_tokens(spec: ModelSpec, context: int) -> int:
+    """Return how many tokens one row at the end of `context` tokens sees, added up over the layers."""
+    return sum(min(context, spec.window_of(layer) or context) for layer in range(spec.layers))
+
+
+def _seen_pairs(spec: ModelSpec, tokens: int) -> int:
+    """Pairs of a row and a token that it sees, added up over the layers."""
+    widths = [min(tokens, spec.window_of(layer) or tokens) for layer in range(spec.layers)]
+    return sum(width * (width + 1) // 2 + (tokens - width) * width for width in widths)
 
 
 def step_bytes(weight_bytes: int, kv_bytes_per_token: int, context: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ import torch
 
 from tokenvm.borrowed.attention import NAME, attention
 from tokenvm.borrowed.decoder import BorrowedDecoder
+from tokenvm.borrowed.products import pack_products
 from tokenvm.borrowed.trial import LayerShape, tried
 from tokenvm.errors import ModelError, UnsupportedModel
 from tokenvm.json_file import read_json
@@ -42,8 +44,9 @@ def borrow_model(folder: Path, dtype: str, why: str) -> LoadedModel:
     library.AttentionInterface.register(NAME, attention)
     module = _module(library, folder, kind, why)
     name = type(module).__name__
-    shapes = _checked(module, name, why)
-    tensors = tuple({t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}.values())
+    packed: list[torch.Tensor] = []
+    shapes = _checked(module, name, why, lambda: packed.extend(pack_products(module)))
+    tensors = {t.data_ptr(): t for t in (*packed, *module.parameters(), *module.buffers())}.values()
     weights = ModelWeights(kind, (), EndWeights.nothing(kind), tuple(t.contiguous() for t in tensors))
     return LoadedModel(_spec(module, name, shapes, folder), weights, partial(BorrowedDecoder, module))
 
@@ -77,7 +80,7 @@ def _module(library: Any, folder: Path, dtype: torch.dtype, why: str) -> Any:
         ) from error
 
 
-def _checked(module: Any, name: str, why: str) -> list[LayerShape]:
+def _checked(module: Any, name: str, why: str, prepare: Callable[[], object]) -> list[LayerShape]:
     config = module.config
     if config.is_encoder_decoder or getattr(module, "_is_stateful", False):
         raise UnsupportedModel(
@@ -88,7 +91,7 @@ def _checked(module: Any, name: str, why: str) -> list[LayerShape]:
     odd = sorted(set(getattr(config, "layer_types", None) or ()) - _KINDS)
     if odd:
         raise UnsupportedModel(f"{why}; {name} has layers of type {', '.join(odd)}: pass another model")
-    shapes = tried(module, name, _OWN, NAME)
+    shapes = tried(module, name, _OWN, NAME, prepare)
     if len({(s.q_heads, s.kv_heads, s.head_dim, s.scale) for s in shapes}) > 1:
         raise UnsupportedModel(f"{why}; the layers of {name} differ in their heads: pass another model")
     if len({s.window for s in shapes if s.window}) > 1:
@@ -105,7 +108,7 @@ def _spec(module: Any, name: str, shapes: list[LayerShape], folder: Path) -> Mod
         architecture=name,
         layers=len(shapes),
         hidden=config.hidden_size,
-        vocab_size=module.get_output_embeddings().weight.shape[0],
+        vocab_size=module.get_output_embeddings().out_features,
         max_model_len=getattr(config, "max_position_embeddings", None) or 2048,
         attention=AttentionSpec(
             q_heads=first.q_heads,

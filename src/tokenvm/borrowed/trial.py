@@ -6,6 +6,7 @@ model that keeps a state, shares keys between layers, or attends anywhere else, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,17 +56,21 @@ class Trial:
         return torch.einsum("hmt,thd->mhd", weights, v).to(call.q.dtype)
 
 
-def tried(module: Any, name: str, own: str, ours: str) -> list[LayerShape]:
+def tried(
+    module: Any, name: str, own: str, ours: str, prepare: Callable[[], object] = lambda: None
+) -> list[LayerShape]:
     """Run a trial and return what each layer asks for, in order.
 
-    `own` and `ours` are the names of the module's attention function and of ours. Raises UnsupportedModel, with the
-    architecture's `name`, where the answers differ or layers do not attend by the function.
+    `own` and `ours` are the names of the module's attention function and of ours; `prepare` may change the module
+    before ours has its turn. Raises UnsupportedModel, with the architecture's `name`, where the answers differ or
+    layers do not attend by the function.
     """
     ids = torch.arange(TOKENS) % (module.config.vocab_size - 3) + 3
     positions, trial = torch.arange(TOKENS), Trial()
     with torch.inference_mode():
         module.set_attn_implementation(own)
         expected = module(input_ids=ids[None], position_ids=positions[None], use_cache=False).logits[0]
+        prepare()
         module.set_attn_implementation(ours)
         found = run(module, ids, positions, positions, trial)
     layers = module.config.num_hidden_layers

@@ -265,5 +265,11 @@ GGUF_FAMILIES: Final = (
     GgufFamily("qwen2", QWEN2, _LLAMA, _scaling),
     GgufFamily("qwen3", QWEN3, _QWEN3, _scaling),
     GgufFamily("phi3", PHI3, _PHI3, _phi3, partial=True),
-    GgufFamily("gemma3", GEMMA3, _GEMMA3, _gemma3),
+    GgufFamily(
+        "gemma3",
+        GEMMA3,
+        _GEMMA3,
+        _gemma3,
+        refused=("final_logit_softcapping", "attn_logit_softcapping"),
+    ),
 )
