@@ -17,10 +17,10 @@ from tokenvm.vocab import Answer, SeqId, Tier
 class World:
     """A KVCache beside a plain model of it: what bytes each token of each sequence must have."""
 
-    def __init__(self, seed, folder, disk_pages, codec=None):
+    def __init__(self, seed, folder, disk_pages, codec=None, keeps=False):
         self.rng = random.Random(seed)
         self.device = SimDevice(seed)
-        self.kv, self.disk = small_kvcache(self.rng, self.device, folder, disk_pages, codec)
+        self.kv, self.disk = small_kvcache(self.rng, self.device, folder, disk_pages, codec, keeps)
         self.tokens: dict[SeqId, list[int]] = {}  # committed tokens of those who have begun
         self.prompts: dict[SeqId, list[int]] = {}  # what they begin with, and those who wait
         self.paused: set[SeqId] = set()
