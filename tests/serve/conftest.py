@@ -29,4 +29,3 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(model_folder, tmp_path_factory.mktemp("cache")) as running:
         yield running
-        running.http.close()

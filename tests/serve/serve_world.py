@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,17 @@ SMALL = [
 ]
 
 
+LONG = {"prompt": [5, 6, 7], "max_tokens": 4000, "ignore_eos": True, "temperature": 0}
+
+
 class Server:
     """A `tokenvm serve` that listens. `lines` are those of its log so far."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, lines: list[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], url: str, lines: list[str], **client: Any) -> None:
         self.process = process
         self.url = url
         self.lines = lines
-        self.http = httpx.Client(base_url=url, timeout=BOUND_S)
+        self.http = httpx.Client(base_url=url, timeout=BOUND_S, **client)
 
     @property
     def engine_pid(self) -> int:
@@ -68,8 +72,10 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path, cache: Path, *options: str, **environment: str) -> Iterator[Server]:
-    """Run a server until the end of the block; its cache folder is its own."""
+def serving(
+    model: Path, cache: Path, *options: str, client: Mapping[str, Any] | None = None, **environment: str
+) -> Iterator[Server]:
+    """Run a server until the end of the block; its cache folder is its own. `client` is for its httpx.Client."""
     words = [
         sys.executable,
         "-m",
@@ -88,7 +94,9 @@ def serving(model: Path, cache: Path, *options: str, **environment: str) -> Iter
     reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
     reader.start()
     try:
-        yield Server(process, _url(process, lines), lines)
+        running = Server(process, _url(process, lines), lines, **(client or {}))
+        with running.http:
+            yield running
     finally:
         process.kill()
         process.wait()
@@ -102,3 +110,22 @@ def _url(process: subprocess.Popen[str], lines: list[str]) -> str:
         if found := re.search(r"serving on (https?://\S+)/v1", line):
             return found[1]
     raise AssertionError(f"the server ended: {lines}")
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + BOUND_S
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.01)
+
+
+def load(server: Server) -> int:
+    return server.http.get("/load").json()["server_load"]

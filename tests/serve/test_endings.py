@@ -1,43 +1,20 @@
 """Servers and engines that end: killed, drained, stopped; and clients that go away."""
 
-import contextlib
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
-from serve_world import BOUND_S, Server, serving
-
-LONG = {"prompt": [5, 6, 7], "max_tokens": 4000, "ignore_eos": True, "temperature": 0}
+from serve_world import BOUND_S, LONG, Server, is_gone, load, serving, until
 
 HEAD = (
     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n"
 )
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return state == "Z"
-
-
-def until(holds: object) -> None:
-    deadline = time.monotonic() + BOUND_S
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to hold"
-        time.sleep(0.01)
-
-
-def load(server: Server) -> int:
-    return server.http.get("/load").json()["server_load"]
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +23,10 @@ def own(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     cache = tmp_path_factory.mktemp("cache")
     with serving(model_folder, cache, f"--drain={BOUND_S}", f"--restart-wait={BOUND_S}") as running:
         yield running
-        running.http.close()
-
-
-@pytest.fixture(scope="module")
-def narrow(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that takes two sequences and no more; the last test with it ends it."""
-    with serving(
-        model_folder, tmp_path_factory.mktemp("cache"), "--max-waiting=0", "--max-num-seqs=2"
-    ) as running:
-        yield running
-        running.http.close()
 
 
 def test_a_killed_engine_fails_its_requests_and_the_next_one_works(own: Server) -> None:
-    """Whole answers get 503 with Retry-After, streams an error event; nobody waits for ever."""
+    """Whole answers get 503 with Retry-After, streams an error event; who asks meanwhile waits for the next engine."""
 
     def whole() -> httpx.Response:
         return httpx.post(f"{own.url}/v1/completions", json=LONG, timeout=BOUND_S)
@@ -68,31 +34,23 @@ def test_a_killed_engine_fails_its_requests_and_the_next_one_works(own: Server) 
     def streamed() -> str:
         return httpx.post(f"{own.url}/v1/completions", json=LONG | {"stream": True}, timeout=BOUND_S).text
 
-    for killed in (1, 2):
-        with ThreadPoolExecutor() as pool:
-            wholes, streams = (
-                [pool.submit(whole) for _ in range(3)],
-                [pool.submit(streamed) for _ in range(3)],
-            )
-            until(lambda: load(own) == 6)
-            os.kill(own.engine_pid, signal.SIGKILL)
-            answers, texts = [one.result() for one in wholes], [one.result() for one in streams]
-        assert {answer.status_code for answer in answers} == {503}
-        assert all(answer.headers["retry-after"] == "1" for answer in answers)
-        assert all("engine_restarting" in text for text in texts)
-        until(lambda: own.http.get("/ready").status_code == 200)
-        answer = own.post("/v1/completions", prompt="hello", max_tokens=2)
-        assert answer.status_code == 200, answer.text
-        metrics = own.http.get("/metrics").text
-        assert f"tokenvm_engine_restarts_total {killed}.0" in metrics
-        assert own.http.get("/health").status_code == 200
-
-
-def test_a_request_waits_for_the_next_engine(own: Server) -> None:
-    os.kill(own.engine_pid, signal.SIGKILL)
-    until(lambda: own.http.get("/ready").status_code == 503)
+    with ThreadPoolExecutor() as pool:
+        wholes, streams = (
+            [pool.submit(whole) for _ in range(3)],
+            [pool.submit(streamed) for _ in range(3)],
+        )
+        until(lambda: load(own) == 6)
+        os.kill(own.engine_pid, signal.SIGKILL)
+        answers, texts = [one.result() for one in wholes], [one.result() for one in streams]
+    assert own.http.get("/ready").status_code == 503
+    assert own.http.get("/health").status_code == 200
+    assert {answer.status_code for answer in answers} == {503}
+    assert all(answer.headers["retry-after"] == "1" for answer in answers)
+    assert all("engine_restarting" in text for text in texts)
     answer = own.post("/v1/completions", prompt="hello", max_tokens=2)
     assert answer.status_code == 200, answer.text
+    assert own.http.get("/ready").status_code == 200
+    assert "tokenvm_engine_restarts_total 1.0" in own.http.get("/metrics").text
 
 
 def test_sigterm_drains_and_nothing_is_left(own: Server) -> None:
@@ -141,32 +99,3 @@ def test_a_client_that_never_reads_stalls_nobody(server: Server) -> None:
             assert answer.status_code == 200
         assert load(server) == 4
     until(lambda: load(server) == 0)
-
-
-def test_beyond_the_queue_is_429_and_later_is_well(narrow: Server) -> None:
-    with httpx.stream(
-        "POST", f"{narrow.url}/v1/completions", json=LONG | {"stream": True, "n": 2}
-    ) as running:
-        lines = running.iter_lines()
-        next(lines)
-        assert load(narrow) == 2
-        refused = narrow.post("/v1/completions", prompt="a", max_tokens=1)
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
-    assert refused.json()["error"]["code"] == "queue_full"
-    until(lambda: load(narrow) == 0)
-    assert narrow.post("/v1/completions", prompt="a", max_tokens=1).status_code == 200
-    assert "ask for fewer" in narrow.error("/v1/completions", prompt="a", n=3)["message"]
-
-
-def test_a_second_signal_stops_at_once(narrow: Server) -> None:
-    engine = narrow.engine_pid
-    with httpx.stream("POST", f"{narrow.url}/v1/completions", json=LONG | {"stream": True, "n": 2}) as answer:
-        lines = answer.iter_lines()
-        next(lines)
-        narrow.process.send_signal(signal.SIGTERM)
-        until(lambda: any("draining" in line for line in narrow.lines))
-        narrow.process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(httpx.HTTPError):
-            assert '"finish_reason":"length"' not in "\n".join(lines)
-    assert narrow.process.wait(BOUND_S) == 0
-    until(lambda: is_gone(engine))

@@ -105,12 +105,19 @@ def _bind(binding: Binding) -> socket.socket:
     try:
         found = socket.getaddrinfo(binding.host, binding.port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        return _bound(socket.socket(family, kind, protocol), address)
     except OSError as error:
         where = f"{binding.host}:{binding.port}"
         raise ConfigError(
             f"{where} cannot be listened on ({error}): choose another --port or --host"
         ) from error
+
+
+def _bound(listener: socket.socket, address: Any) -> socket.socket:
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
     return listener
