@@ -1,10 +1,10 @@
-"""Answers that must follow the schemas of a public suite: each is checked by jsonschema, and a cut-off one is a failure.
+"""Answers that must follow the schemas of a public suite: jsonschema checks each, and one that is cut off is a failure.
 
     pip download --no-deps --no-binary jsonschema jsonschema && tar xf jsonschema-*.tar.gz
     PYTHONPATH=src python benchmarks/json_schemas.py jsonschema-*/json/tests/draft2020-12
 
-The suite is the JSON Schema Test Suite, which the source distribution of jsonschema brings. Its schemas that some instance
-satisfies are asked for in turn until `--schemas` of them were accepted; those that are refused are counted by reason.
+The suite is the JSON Schema Test Suite, which the source distribution of jsonschema brings. Its schemas that some
+instance satisfies are asked for until `--schemas` of them were accepted; those that are refused are counted by reason.
 """
 
 # ruff: noqa: T201 - it prints its findings

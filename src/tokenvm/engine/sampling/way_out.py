@@ -35,7 +35,7 @@ _CLASSES: Final = tuple(
         r" ",
     )
 )
-"""What is taken first where there is a choice: what closes, what is short, what an address needs, letters; spaces last."""
+"""What is taken first where there is a choice: what closes or is short, what addresses need, letters; spaces last."""
 
 _CLOSING: Final = 3
 """The first classes: taken as often as they can be."""
