@@ -2,7 +2,7 @@
 
     PYTHONPATH=src python benchmarks/fuzz_server.py --model smollm2 --cases 2000
 
-Half of them follow the document, half break it. Few tokens are asked for.
+Half of them follow the document, with a model and tokens that are there; half break it. Few tokens are asked for.
 """
 
 # ruff: noqa: T201 - it prints its findings
@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,8 @@ from schemathesis.core.result import Ok
 from server_process import serving
 
 ANSWER_S = 30.0
+VOCABULARY = 200
+"""Token ids below it exist in every model."""
 
 
 @dataclass
@@ -65,12 +68,15 @@ def fuzz(url: str, cases: int) -> Tally:
                 if few and mode is GenerationMode.NEGATIVE:
                     continue
                 count = 3 if few else max(1, cases // (2 * len(bodies)))
-                _send_all(client, operation.as_strategy(mode), count, tally)
+                change = _sensible if mode is GenerationMode.POSITIVE else _brief
+                _send_all(client, operation.as_strategy(mode), count, tally, change)
         client.get("/ready").raise_for_status()
     return tally
 
 
-def _send_all(client: httpx.Client, cases: Any, count: int, tally: Tally) -> None:
+def _send_all(
+    client: httpx.Client, cases: Any, count: int, tally: Tally, change: Callable[[Any], Any]
+) -> None:
     @given(cases)
     @settings(
         max_examples=count,
@@ -81,7 +87,7 @@ def _send_all(client: httpx.Client, cases: Any, count: int, tally: Tally) -> Non
         suppress_health_check=list(HealthCheck),
     )
     def send(case: Case) -> None:
-        case.body = _brief(case.body)
+        case.body = change(case.body)
         sent = case.as_transport_kwargs(base_url=str(client.base_url))
         body = {key: sent[key] for key in ("json", "data", "files") if sent.get(key) is not None}
         if isinstance(body.get("data"), bytes):
@@ -109,6 +115,42 @@ def _brief(body: Any) -> Any:
         if isinstance(brief.get(name), int) and brief[name] > most:
             brief[name] = most
     return brief
+
+
+def _sensible(body: Any) -> Any:
+    """Return a body that goes beyond what a schema can say: a model that is served, tokens that it has."""
+    if not isinstance(body, dict):
+        return body
+    given = _brief(body)
+    if "model" in given:
+        given["model"] = "default"
+    for name in ("prompt", "tokens", "stop_token_ids"):
+        if given.get(name):
+            given[name] = _known(given[name])
+    if given.get("logit_bias"):
+        given["logit_bias"] = {
+            str(int(token) % VOCABULARY): bias for token, bias in given["logit_bias"].items()
+        }
+    for name in (
+        *(() if given.get("stream") else ("stream_options",)),
+        *(() if given.get("logprobs") else ("top_logprobs",)),
+        *(("add_generation_prompt",) if given.get("continue_final_message") else ()),
+        *(("best_of",) if "best_of" in given else ()),
+        *(("prompt",) if "messages" in given else ()),
+        "min_tokens",
+        "truncate_prompt_tokens",
+    ):
+        given.pop(name, None)
+    if "messages" in given:
+        given.pop("max_tokens", None)
+    return given
+
+
+def _known(tokens: Any) -> Any:
+    """Return token ids, or lists of them, within the vocabulary; texts stay."""
+    if isinstance(tokens, list):
+        return [_known(token) for token in tokens]
+    return tokens % VOCABULARY if isinstance(tokens, int) and not isinstance(tokens, bool) else tokens
 
 
 def main() -> None:

@@ -15,7 +15,10 @@ LOG: Final = logging.getLogger("tokenvm.serve")
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 30.0
-"""Pauses before a restart double from the first to the longest while restarts fail or engines die young."""
+"""Pauses before a restart double from the first to the longest while restarts fail."""
+
+DEATH_PAUSE_S: Final = 1.0
+"""While engines stand and die young they double up to this only: a start takes long enough by itself."""
 
 YOUNG_S: Final = 10.0
 
@@ -89,7 +92,7 @@ class Keeper:
             LOG.error("engine died, restarting: %s", error)
             await self.llm.shutdown()
             old = asyncio.get_running_loop().time() - born_s >= YOUNG_S
-            pause_s = FIRST_PAUSE_S if old else min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = FIRST_PAUSE_S if old else min(2 * pause_s, DEATH_PAUSE_S)
             await self._restart(pause_s)
 
     async def _restart(self, pause_s: float) -> None:

@@ -19,6 +19,9 @@ DONE: Final = b"data: [DONE]\n\n"
 CLIENT_GONE: Final = 499
 """The status of an answer that nobody waits for; only logs see it."""
 
+LATE_S: Final = 2.0
+"""How long a stream that took too long has for saying so."""
+
 _ENCODER: Final = msgspec.json.Encoder()
 
 
@@ -63,7 +66,7 @@ class EventStream(Response):
     """Server-sent events, written as fast as the client reads and no faster; `events` are whole, in bytes.
 
     A Refusal that comes before the first event is the answer; one that comes later is the last event. One task iterates
-    and closes `events`: when they end, when the client has gone, or after `limit_s`.
+    and closes `events`: when they end, when the client has gone, or `LATE_S` after `limit_s`.
     """
 
     media_type = "text/event-stream"
@@ -82,7 +85,8 @@ class EventStream(Response):
         feed = asyncio.create_task(self._feed(scope, receive, send))
         gone = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait((feed, gone), timeout=self._limit_s, return_when=asyncio.FIRST_COMPLETED)
+            limit_s = self._limit_s + LATE_S
+            await asyncio.wait((feed, gone), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             if feed.done():
                 feed.result()
         finally:
