@@ -25,7 +25,8 @@ _CLASSES: Final = tuple(
         r'[\]}]+|"[\]}]+',
         r'"',
         r",",
-        r'":?"?|:|\{|\[|null|true|false|0|""|\{\}|\[\]',
+        r'":?"?|\{|\[|null|true|false|0|""|\{\}|\[\]',
+        r"@|:",
         r"[0-9]",
         r"[A-Z]",
         r"[a-z]",
@@ -34,7 +35,7 @@ _CLASSES: Final = tuple(
         r" ",
     )
 )
-"""What is taken first where there is a choice: what closes, then what is short, then letters; spaces last."""
+"""What is taken first where there is a choice: what closes or is short, what addresses need, letters; spaces last."""
 
 _CLOSING: Final = 3
 """The first classes: taken as often as they can be."""
