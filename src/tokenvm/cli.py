@@ -30,6 +30,7 @@ from tokenvm.cli_options import (
     check_fraction,
     merged_memory,
 )
+from tokenvm.cli_simulate import simulate
 from tokenvm.errors import ConfigError, TokenVMError
 
 app = typer.Typer(
@@ -40,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench, name="bench")
+app.command("simulate")(simulate)
 
 _INTERRUPTED = 130
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from source_tree import PACKAGE, Import, Module, functions
 
 ROWS: Mapping[int, tuple[str, ...]] = {
-    8: ("cli cli_bench cli_config cli_options bench",),
+    8: ("cli cli_bench cli_config cli_options cli_simulate bench simulate",),
     7: ("serve", "bridges", "llm async_llm engine_process"),
     6: ("engine collect outputs prompts stop_strings",),
     5: ("kvcache staging arrange stream open_pages prefix_cache pauses sequences", "tensors"),
@@ -38,9 +38,19 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "transformers": ("bridges", "bench"),
     "fastapi": ("serve",),
     "prometheus_client": ("serve",),
-    "typer": ("cli", "cli_bench", "cli_config", "cli_options"),
+    "typer": ("cli", "cli_bench", "cli_config", "cli_options", "cli_simulate"),
     "msgspec": ("engine_process",),
-    "rich": ("cli", "cli_bench", "cli_config", "bench", "serve", "bridges", "llm"),
+    "rich": (
+        "cli",
+        "cli_bench",
+        "cli_config",
+        "cli_simulate",
+        "bench",
+        "simulate",
+        "serve",
+        "bridges",
+        "llm",
+    ),
     f"{PACKAGE}._native": ("kernels.native", "memory.cpu"),
 }
 """Package → the only rooms or modules that may import it."""
@@ -48,7 +58,7 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
 SEE_MEMORY_AND_RESIDENCY = ("vm", "moves", "engine.launch")
 """Where decisions meet bytes, and where both are put together."""
 
-LAZY = ("", "cli", "cli_bench", "cli_config", "kernels", "models.fetch", "models.builtin")
+LAZY = ("", "cli", "cli_bench", "cli_config", "cli_simulate", "kernels", "models.fetch", "models.builtin")
 """Modules and rooms that may import ours inside functions: to start quickly or to load what may be missing."""
 
 MAX_FILE_LINES = 300
