@@ -33,7 +33,7 @@ def simulate(
     ] = "1.2GB/s",
     prefill_rate: Annotated[
         float, typer.Option(min=1.0, help="Tokens of prompts computed a second.")
-    ] = 5000.0,
+    ] = 60000.0,
     speed: Annotated[
         float, typer.Option(min=0.0, help="Arrivals, times as fast as in the trace; 0: each request alone.")
     ] = 1.0,

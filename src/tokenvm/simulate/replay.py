@@ -24,7 +24,7 @@ class Kept:
         self._names = count()
 
     def serve(self, keys: Sequence[PageKey]) -> int:
-        """Find what is there of a prompt, compute the rest, keep all as far as there is room; return the pages found."""
+        """Find what is there of a prompt, compute the rest, keep what there is room for; return the pages found."""
         index = self._index
         units = index.walk(keys)
         found = len(units)
