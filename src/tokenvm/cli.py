@@ -33,6 +33,7 @@ from tokenvm.cli_options import (
     merged_memory,
 )
 from tokenvm.cli_serve import ping, serve
+from tokenvm.cli_simulate import simulate
 from tokenvm.errors import ConfigError, TokenVMError
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(disk, name="disk")
 app.command()(serve)
 app.command()(ping)
+app.command("simulate")(simulate)
 
 _INTERRUPTED = 130
 

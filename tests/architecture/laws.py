@@ -11,7 +11,7 @@ from pathlib import Path
 from source_tree import PACKAGE, Import, Module, functions
 
 ROWS: Mapping[int, tuple[str, ...]] = {
-    9: ("cli cli_bench cli_config cli_disk cli_options cli_serve cli_toka bench",),
+    9: ("cli cli_bench cli_config cli_disk cli_options cli_serve cli_simulate cli_toka bench simulate",),
     8: ("serve",),
     7: ("bridges", "llm async_llm engine_process"),
     6: ("engine collect outputs prompts stop_strings",),
@@ -45,10 +45,21 @@ RESERVED: Mapping[str, tuple[str, ...]] = {
     "prometheus_client": ("serve",),
     "starlette": ("serve",),
     "uvicorn": ("serve",),
-    "typer": ("cli", "cli_bench", "cli_config", "cli_disk", "cli_options", "cli_serve"),
+    "typer": ("cli", "cli_bench", "cli_config", "cli_disk", "cli_options", "cli_serve", "cli_simulate"),
     "msgspec": ("engine_process", "serve"),
     "llguidance": ("engine.sampling",),
-    "rich": ("cli", "cli_bench", "cli_config", "cli_disk", "bench", "serve", "bridges", "llm"),
+    "rich": (
+        "cli",
+        "cli_bench",
+        "cli_config",
+        "cli_disk",
+        "cli_simulate",
+        "bench",
+        "simulate",
+        "serve",
+        "bridges",
+        "llm",
+    ),
     f"{PACKAGE}._native": ("kernels.native", "memory.cpu"),
 }
 """Package → the only rooms or modules that may import it."""
@@ -63,6 +74,7 @@ LAZY = (
     "cli_config",
     "cli_disk",
     "cli_serve",
+    "cli_simulate",
     "cli_toka",
     "kernels",
     "models.fetch",

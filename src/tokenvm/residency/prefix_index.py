@@ -29,8 +29,8 @@ class PrefixIndex:
     it, and is touched with them: least recently used is a tail.
     """
 
-    def __init__(self, policy: Policy[PageKey]) -> None:
-        self.proof = Proof()
+    def __init__(self, policy: Policy[PageKey], proof: Proof | None = None) -> None:
+        self.proof = proof or Proof()
         self._policy = policy
         self._units: dict[PageKey, UnitId] = {}
         self._nodes: dict[UnitId, Node] = {}
@@ -112,26 +112,41 @@ class PrefixIndex:
                 self.proof.remove(node.key)
         return order[::-1]
 
-    def idle(self, unit: UnitId) -> None:
-        """Hear that nobody but the index owns the unit any more. Of pages let go together, tails say so first."""
-        node = self._nodes[unit]
-        if not node.idle:
-            node.idle = True
-            self.idle_pages += 1
-            self.version += 1
-            self._policy.insert(node.key)
+    def idle(self, *units: UnitId) -> None:
+        """Hear that nobody but the index owns the units any more. Of pages let go together, tails come first."""
+        fresh: list[PageKey] = []
+        for unit in units:
+            node = self._nodes[unit]
+            if not node.idle:
+                node.idle = True
+                fresh.append(node.key)
+            if node.parent != ROOT and self._nodes[self._units[node.parent]].idle:
+                self._policy.insert(*fresh)
+                self._policy.touch(*self._idle_above(node))
+                self._count_idle(len(fresh))
+                fresh = []
+        self._policy.insert(*fresh)
+        self._count_idle(len(fresh))
+
+    def _count_idle(self, pages: int) -> None:
+        self.idle_pages += pages
+        self.version += pages > 0
+
+    def _idle_above(self, node: Node) -> Iterator[PageKey]:
+        """Yield the idle pages before one, up to the first that is not: that touches what is above it later."""
         while node.parent != ROOT:
             node = self._nodes[self._units[node.parent]]
             if not node.idle:
-                return  # it touches what is above it when it becomes idle itself
-            self._policy.touch(node.key)
+                return
+            yield node.key
 
-    def used(self, unit: UnitId) -> None:
-        """Hear that somebody else owns the unit too; one that is not here is ignored."""
-        if unit in self._nodes and self._nodes[unit].idle:
-            self._nodes[unit].idle = False
-            self.idle_pages -= 1
-            self._policy.lend(self._nodes[unit].key)
+    def used(self, *units: UnitId) -> None:
+        """Hear that somebody else owns the units too; one that is not here is ignored."""
+        lent = [node for unit in units if (node := self._nodes.get(unit)) and node.idle]
+        for node in lent:
+            node.idle = False
+        self.idle_pages -= len(lent)
+        self._policy.lend(*(node.key for node in lent))
 
     def touch(self, prefix: Sequence[UnitId]) -> None:
         """A prefix, given from its head, was asked for."""
@@ -146,15 +161,71 @@ class PrefixIndex:
         return [self._units[key] for key in self._policy.victims(len(self._nodes), lambda _: True)]
 
     def first_to_go(self, allowed: Allowed[UnitId]) -> list[UnitId]:
-        """Return the idle page to give up first, of those allowed, none if there is none; with all that go on from it.
+        """Return the idle page to give up first, of those allowed, none if there is none.
 
-        Prefixes go tail by tail. A head before its tail only if every tail is owned by somebody or not allowed: then
+        Prefixes go tail by tail: where the policy names a page that others go on from, one of those goes first, as it
+        is worth nothing without it. A head before its tail only if every tail is owned by somebody or not allowed: then
         `remove` takes those out too.
         """
         units, nodes = self._units, self._nodes
-        tails = self._policy.victims(1, lambda key: not nodes[units[key]].children and allowed(units[key]))
-        keys = tails or self._policy.victims(1, lambda key: allowed(units[key]))
-        return [units[key] for key in keys] or self._unranked(allowed)
+        first = self._policy.victims(1, lambda key: allowed(units[key]))
+        if first and (tails := self._tail_of(units[first[0]], allowed)):
+            return tails
+        tail = self._policy.victims(1, lambda key: not nodes[units[key]].children and allowed(units[key]))
+        return [units[key] for key in tail or first] or self._unranked(allowed)
+
+    def _tail_of(self, unit: UnitId, allowed: Allowed[UnitId]) -> list[UnitId]:
+        """Return a page that goes on from this one, or itself, that nobody goes on from and that may go."""
+        rest = [unit]
+        while rest:
+            one = rest.pop()
+            node = self._nodes[one]
+            if not node.children and node.idle and allowed(one):
+                return [one]
+            rest.extend(node.children)
+        return []
+
+    def reclaim(self, count: int, allowed: Allowed[UnitId]) -> list[UnitId]:
+        """Take out at most `count` idle pages of those allowed, in the order of `first_to_go`; return them."""
+        gone: list[UnitId] = []
+        units = self._units
+        while len(gone) < count:
+            named = self._policy.victims(count - len(gone), lambda key: allowed(units[key]))
+            taken: list[PageKey] = []
+            for key in named:
+                while key in units and len(gone) < count and (tail := self._tail_of(units[key], allowed)):
+                    most = count - len(gone)
+                    taken += self._take_up(tail[0], units[key], most, allowed, gone)
+            self._policy.evict(*taken)
+            if len(gone) < count and not any(key not in units for key in named):
+                first = self.first_to_go(allowed)
+                if not first:
+                    break
+                gone += self.remove(first[0], evicted=True)
+        return gone
+
+    def _take_up(
+        self, tail: UnitId, head: UnitId, most: int, allowed: Allowed[UnitId], gone: list[UnitId]
+    ) -> list[PageKey]:
+        """Take a tail out of the tree, then what is a tail then, up to a head of it; return at most so many keys."""
+        taken: list[PageKey] = []
+        one = tail
+        while len(taken) < most:
+            node = self._nodes[one]
+            if node.children or not node.idle or not allowed(one):
+                break
+            del self._nodes[one], self._units[node.key]
+            self.idle_pages -= 1
+            taken.append(node.key)
+            gone.append(one)
+            if node.parent == ROOT:
+                break
+            above = self._units[node.parent]
+            del self._nodes[above].children[one]
+            if one == head:
+                break
+            one = above
+        return taken
 
     def _unranked(self, allowed: Allowed[UnitId]) -> list[UnitId]:
         """Under a policy that has no victims: the page that came last, so tails first."""

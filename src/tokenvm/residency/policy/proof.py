@@ -84,3 +84,19 @@ class Proof:
             self._seen.move_to_end(key)
         while len(self._seen) > MOST_SEEN:
             self._seen.popitem(last=False)
+
+
+class NoProof(Proof):
+    """Counts nothing: for who counts already."""
+
+    def resize(self, pages: int) -> None:
+        """Ignore it."""
+
+    def visit(self, keys: Sequence[PageKey], found: int) -> None:
+        """Ignore it."""
+
+    def extend(self, key: PageKey, parent: PageKey) -> None:
+        """Ignore it."""
+
+    def remove(self, *keys: PageKey) -> None:
+        """Ignore them."""

@@ -15,7 +15,8 @@ SHORT: Final = 4
 class TwoQ(TwoQueues[K]):
     """New units wait in a first-in-first-out queue; those that come back after it are kept, least recently used first.
 
-    A use in the short queue does not count: it belongs to the same burst.
+    A use in the short queue brings a unit to its end and no further: else a head would leave it before the tails that
+    came later, and with them.
     """
 
     name = "2q"
@@ -34,14 +35,16 @@ class TwoQ(TwoQueues[K]):
             elif unit in self._ghosts:
                 del self._ghosts[unit]
                 again[unit] = 0
-            elif unit not in once:
+            else:
                 once[unit] = 0
+                once.move_to_end(unit)
 
     def touch(self, *units: K) -> None:
         """See `Policy.touch`."""
         for unit in units:
-            if unit in self._again:
-                self._again.move_to_end(unit)
+            queue = self._again if unit in self._again else self._once
+            if unit in queue:
+                queue.move_to_end(unit)
 
     def evict(self, *units: K) -> None:
         """See `Policy.evict`."""
