@@ -175,7 +175,9 @@ class Torture:
         self.counts["damages"] += changes
 
     def _damage_one(self, folder: Path) -> str:
-        files = [path for path in sorted(folder.iterdir()) if path.name != "lock" and path.stat().st_size]
+        files = [
+            path for path in sorted(folder.iterdir()) if path.name != "lock" and path.stat().st_size >= 8192
+        ]
         slabs = [path for path in files if path.name.startswith("slab")]
         path = self.rng.choice(slabs if slabs and self.rng.random() < SLAB_SHARE else files)
         size, kind = path.stat().st_size, self.rng.choice(("bit", "bit", "bits", "swap", "cut"))
@@ -184,7 +186,7 @@ class Torture:
                 file.truncate(self.rng.randrange(size))
                 return "files cut"
             if kind == "swap":
-                first, second = (self.rng.randrange(size // 4096) * 4096 for _ in range(2))
+                first, second = (self.rng.randrange(max(1, size // 4096)) * 4096 for _ in range(2))
                 blocks = [_at(file, first, 4096), _at(file, second, 4096)]
                 _put(file, first, blocks[1])
                 _put(file, second, blocks[0])

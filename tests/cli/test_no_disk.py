@@ -11,7 +11,7 @@ from tokenvm.errors import ConfigError
 def test_no_disk_switches_the_tier_off(tokenvm):
     code, out, _ = tokenvm("config", "--no-disk", "--json")
     assert code == 0
-    assert json.loads(out)["nvme_limit"] == {"value": "0 B", "source": "command line --nvme-limit"}
+    assert json.loads(out)["nvme_limit"] == {"value": "0", "source": "command line --nvme-limit"}
 
 
 def test_it_is_said_once(tokenvm):
