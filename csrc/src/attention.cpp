@@ -82,6 +82,7 @@ class Wave {
   }
 
   void cut(std::int64_t s) {
+    if (rows_of(s) == 0) return;
     const std::int64_t share = total_cost_ / wanted(), cost = cost_of(std::min(rows_of(s), tile_rows_));
     const std::int64_t partials = rows_of(s) * call_.shape.kv_heads * pages_of(s);
     const bool fits = (partial_rows_ + partials) * (call_.shape.head_dim + 2) * 4 <= kPartialBytes;
