@@ -95,7 +95,7 @@ def speak(speakers: list[Speaker]) -> None:
             one.take(choice.token)
 
 
-@pytest.mark.parametrize(("wanted", "check"), WANTED, ids=str)
+@pytest.mark.parametrize(("wanted", "check"), WANTED, ids=[str(wanted)[:60] for wanted, _ in WANTED])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_answers_look_as_they_must_and_are_never_cut_off(
     tokenizer: Tokenizer, structures: Structures, wanted: dict[str, Any], check: Any, temperature: float
