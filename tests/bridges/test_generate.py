@@ -14,6 +14,7 @@ from tokenvm.bridges import kv_step
 from tokenvm.bridges.patch import disable_paging, enable_paging, patch_model_attention
 from tokenvm.config import MemoryConfig
 from tokenvm.errors import ConfigError, LimitTooSmall, ModelError, RequestError, StorageError
+from tokenvm.memory.backend import Status
 from tokenvm.vocab import Answer
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
@@ -228,6 +229,9 @@ def test_a_damaged_page_is_an_error_and_never_a_token(page, monkeypatch):
     wait = ring.wait
     monkeypatch.setattr(ring, "wait", lambda self, end: (wait(self, end), Answer.MISS)[1])
     monkeypatch.setattr(ring, "failed", lambda self, begin, end: np.array([begin], np.uint64))
+    monkeypatch.setattr(ring, "statuses", lambda self, begin, end: np.array([Status.DAMAGED], np.uint8))
+    vm = type(model.tokenvm.store.vm)
+    monkeypatch.setattr(vm, "read_again", lambda self, rows, addresses: np.zeros(len(addresses), np.bool_))
     with pytest.raises(StorageError, match="damaged"):
         model.generate(prompt(1, 70), **GREEDY)
 
