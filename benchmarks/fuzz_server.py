@@ -27,6 +27,9 @@ ANSWER_S = 30.0
 VOCABULARY = 200
 """Token ids below it exist in every model."""
 
+LOGPROBS = 20
+"""So many a server gives unless told otherwise."""
+
 
 @dataclass
 class Tally:
@@ -127,6 +130,9 @@ def _sensible(body: Any) -> Any:
     for name in ("prompt", "tokens", "stop_token_ids"):
         if given.get(name):
             given[name] = _known(given[name])
+    for name in ("logprobs", "prompt_logprobs"):
+        if isinstance(given.get(name), int) and not isinstance(given[name], bool):
+            given[name] %= LOGPROBS + 1
     if given.get("logit_bias"):
         given["logit_bias"] = {
             str(sum(map(ord, token)) % VOCABULARY): bias for token, bias in given["logit_bias"].items()

@@ -97,6 +97,9 @@ class ServerOptions:
     max_upload: Annotated[str, typer.Option(help="Largest uploaded file.")] = "200MB"
     max_prompts: Annotated[int, typer.Option(min=1, help="Most prompts of one request.")] = 1024
     max_n: Annotated[int, typer.Option(min=1, help="Most answers to one prompt.")] = 128
+    max_logprobs: Annotated[
+        int, typer.Option(min=-1, help="Most log-probabilities for each token; -1 is no bound.")
+    ] = 20
     request_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 600.0
     restart_wait: Annotated[
         float, typer.Option(min=0, help="Seconds that requests wait for an engine that is being restarted.")
@@ -145,6 +148,7 @@ def _settings(model: str, server: ServerOptions) -> ServeSettings:
         max_upload_bytes=parse_size(server.max_upload, "--max-upload"),
         max_prompts=server.max_prompts,
         max_n=server.max_n,
+        max_logprobs=server.max_logprobs,
         request_timeout_s=server.request_timeout,
         restart_wait_s=server.restart_wait,
         cors_origins=tuple(server.cors_origin or ()),

@@ -20,6 +20,7 @@ from tokenvm.engine.sampling.grammar import refuse_bad_structure
 from tokenvm.engine.sampling.rows import RowState
 from tokenvm.engine.sampling.sampler import sample
 from tokenvm.engine.sampling.structure import KEPT, Structures
+from tokenvm.engine.sampling.way_out import Closers
 from tokenvm.errors import ModelError, RequestError
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.schedule.structured_outputs import StructuredOutputsParams
@@ -163,6 +164,23 @@ def test_ends_that_are_too_early_give_way_where_only_an_end_is_left(
     one = Speaker(structures, params, 1, tokenizer.vocab_size)
     speak([one])
     assert tokenizer.decode(one.tokens) == "no"
+
+
+def test_a_known_way_out_is_followed_without_looking_for_another(
+    structures: Structures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = structures.of(StructuredOutputsParams(regex="[a-c]{9,}-[0-9]+"), 20)
+    way = list(one._way or ())
+    assert len(way) > 9
+
+    def looked(*_asked: Any) -> None:
+        raise AssertionError("the way is known")
+
+    monkeypatch.setattr(Closers, "way_out", looked)
+    for token in way:
+        assert one.settle(token) == token
+        one.enter(token)
+    assert one.problem == ""
 
 
 def test_only_so_many_grammars_are_kept_and_one_that_was_dropped_is_made_again(tokenizer: Tokenizer) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from tokenvm.errors import ConfigError, EngineDeadError
 from tokenvm.serve.app import create_app
+from tokenvm.serve.gate import Gate
 from tokenvm.serve.keys import Keys, read_keys
 from tokenvm.serve.logs import JsonLines, TextLines
+from tokenvm.serve.meter import Meter
 from tokenvm.serve.settings import ServeSettings
 
 
@@ -29,6 +31,9 @@ class Pretended:
         return self
 
     plan = {"crowd": 2, "max_model_len": 100}  # noqa: RUF012 - a constant here
+
+    def get_tokenizer(self) -> None:
+        return None
 
     async def stats(self) -> dict[str, Any]:
         raise self.error
@@ -123,6 +128,60 @@ def test_web_pages_may_not_ask_unless_named() -> None:
     assert ask(named, "GET", "/health", headers=page).headers["access-control-allow-origin"] == page["Origin"]
     other = {"Origin": "http://other.example"}
     assert "access-control-allow-origin" not in ask(named, "GET", "/health", headers=other).headers
+
+
+def test_browsers_ask_whether_they_may_ask_without_a_key() -> None:
+    page = {"Origin": "http://page.example"}
+    named = ServeSettings("m", api_keys=("first",), cors_origins=("http://page.example",))
+    asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    answer = ask(named, "OPTIONS", "/v1/completions", headers=page | asking)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == page["Origin"]
+    assert answer.headers["access-control-allow-headers"] == "authorization"
+    refused = ask(named, "GET", "/v1/models", headers=page)
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, page["Origin"])
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 404),
+        ("http://here", 404),
+        ("https://HERE", 404),
+        ("http://page.example", 404),
+        ("http://other.example", 403),
+        ("http://here.example", 403),
+        ("null", 403),
+        ("http://[", 403),
+        ("", 403),
+    ],
+)
+def test_a_page_that_is_not_named_cannot_drive_a_server_without_keys(origin: str | None, status: int) -> None:
+    named = ServeSettings("m", cors_origins=("http://page.example",))
+    headers = {} if origin is None else {"Origin": origin}
+    answer = ask(
+        named, "POST", "/v1/completions", headers=headers, content=b'{"prompt": "a", "model": "none"}'
+    )
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == ("model_not_found" if status == 404 else "origin_not_allowed")
+    assert ask(ServeSettings("m", cors_origins=("*",)), "GET", "/health", headers=headers).status_code == 200
+
+
+def test_prompts_that_are_too_long_never_reach_the_engine() -> None:
+    for more in ({}, {"stream": True}, {"truncate_prompt_tokens": 100}):
+        answer = ask(PLAIN, "POST", "/v1/completions", json={"prompt": [1] * 200, **more})
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert "shorten it to 99 tokens" in answer.json()["error"]["message"]
+
+
+def test_an_answer_that_nobody_waited_for_is_counted_as_such() -> None:
+    async def silent(_scope: Any, _receive: Any, _send: Any) -> None:
+        """The client has gone before anything was said."""
+
+    meter = Meter()
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    asyncio.run(Gate(silent, PLAIN, meter)(scope, None, None))
+    assert list(meter.answers) == [("POST", "none", "4xx")]
 
 
 def test_a_dead_engine_is_503_and_its_metrics_go_on() -> None:

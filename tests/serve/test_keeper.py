@@ -50,10 +50,11 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
+NO_MODEL = ModelError("no such model")
 Test = Callable[[Keeper, list[Engine]], Coroutine[Any, Any, None]]
 
 
-def play(test: Test, failures: int = 0) -> list[Engine]:
+def play(test: Test, failures: int = 0, error: Exception = NO_MODEL) -> list[Engine]:
     """Run a test on a keeper whose restarts fail so often at first."""
     made: list[Engine] = []
     left = failures
@@ -62,7 +63,7 @@ def play(test: Test, failures: int = 0) -> list[Engine]:
         nonlocal left
         if made and left:
             left -= 1
-            raise ModelError("no such model")
+            raise error
         made.append(Engine())
         return made[-1]
 
@@ -105,6 +106,15 @@ def test_pauses_double_while_restarts_fail_and_engines_die_young(pauses: list[fl
     made = play(test, failures=2)
     assert len(made) == 4
     assert pauses == [0.2, 0.4, 0.8, 0.4, 0.8]
+
+
+def test_what_the_system_refuses_is_tried_again_too(pauses: list[float]) -> None:
+    async def test(keeper: Keeper, made: list[Engine]) -> None:
+        made[0].gone.set()
+        assert await keeper.standing(10) is made[1]
+
+    play(test, failures=2, error=OSError("cannot allocate memory"))
+    assert pauses == [0.2, 0.4, 0.8]
 
 
 def test_pauses_have_a_bound(pauses: list[float]) -> None:

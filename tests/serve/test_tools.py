@@ -79,6 +79,15 @@ def test_a_demanded_call_comes_whole_and_streamed_alike(client: openai.OpenAI) -
     assert not any(chunk.choices[0].delta.content for chunk in chunks)
 
 
+@pytest.mark.parametrize("arguments", ["{city: Bern", "[" * 100_000, "3", ""], ids=lambda text: text[:12])
+def test_a_call_that_is_no_json_may_be_sent_back(client: openai.OpenAI, arguments: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments[:9000]}}
+    talk = [*TALK, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    talk.append({"role": "tool", "tool_call_id": "1", "content": "that is no JSON"})
+    body = {"truncate_prompt_tokens": 20}
+    assert ask(client, messages=talk, tools=[WEATHER], max_tokens=1, extra_body=body) is not None
+
+
 def test_a_named_function_is_called_with_arguments_of_its_schema(client: openai.OpenAI) -> None:
     choice = ask(
         client, tools=[NOW, WEATHER], tool_choice={"type": "function", "function": {"name": "weather"}}

@@ -42,10 +42,15 @@ def _refuse_prompt(ids: tuple[int, ...], limits: Limits) -> None:
                 f"token id {token!r} is not in the vocabulary: ids are whole numbers from 0 to "
                 f"{limits.vocab_size - 1}"
             )
-    if len(ids) >= limits.max_model_len:
+    refuse_long_prompt(len(ids), limits.max_model_len)
+
+
+def refuse_long_prompt(tokens: int, max_model_len: int) -> None:
+    """Raise RequestError for a prompt that leaves no room for a token of an answer."""
+    if tokens >= max_model_len:
         raise RequestError(
-            f"the prompt has {len(ids)} tokens and the model allows {limits.max_model_len} with at least one "
-            f"to answer: shorten it to {limits.max_model_len - 1} tokens"
+            f"the prompt has {tokens} tokens and the model allows {max_model_len} with at least one "
+            f"to answer: shorten it to {max_model_len - 1} tokens"
         )
 
 

@@ -62,11 +62,11 @@ def create_app(keeper: Keeper, settings: ServeSettings) -> FastAPI:
     for make in ROUTERS:
         app.include_router(make())
     _answer_errors(app)
-    if settings.cors_origins:
+    app.add_middleware(Gate, settings=settings, meter=meter)
+    if settings.cors_origins:  # outermost: browsers ask whether they may ask without a key
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(Gate, settings=settings, meter=meter)
     return app
 
 

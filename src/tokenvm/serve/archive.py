@@ -9,12 +9,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, Final, Literal
 from tokenvm.errors import StorageError
 
 _CHUNK_BYTES: Final = 1 << 20
+_OURS: Final = re.compile(r"file-[0-9a-f]{32}(\.part)?")
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS files (
     id TEXT PRIMARY KEY, place INTEGER, created INTEGER, bytes INTEGER, name TEXT, purpose TEXT);
@@ -60,47 +62,46 @@ class StoredFile:
 class Archive:
     """A folder, which it owns while it is open. Any thread may call it; calls wait for each other and for the disk.
 
-    Raises StorageError where another server has the folder, or it cannot be written.
+    Raises StorageError where another server has the folder, it cannot be written, or its index is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._bytes_folder = folder / "files"
+        self._lock = threading.Lock()
         try:
-            self._bytes_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._owner = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._index = sqlite3.connect(folder / "index.sqlite3", check_same_thread=False)
+            with ExitStack() as opened:
+                self._open(folder, opened)
+                self._opened = opened.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise StorageError(
                 f"{folder} cannot be used ({error}): give this server a --state-dir of its own"
             ) from error
-        self._lock = threading.Lock()
-        self._index.execute("PRAGMA journal_mode=WAL")
-        self._index.executescript(_TABLES)
-        self._sweep()
 
     def close(self) -> None:
         """Let go of the folder."""
         with self._lock:
-            self._index.close()
-            os.close(self._owner)
+            self._opened.close()
 
     def add(self, content: BinaryIO | Iterable[bytes], name: str, purpose: str) -> StoredFile:
-        """Keep a file; it is there whole or not at all."""
+        """Keep a file; it is there whole or not at all. Raises StorageError where the disk does not take it."""
         id_ = f"file-{secrets.token_hex(16)}"
         path, part = self._bytes_folder / id_, self._bytes_folder / f"{id_}.part"
         chunks = content if not hasattr(content, "read") else iter(lambda: content.read(_CHUNK_BYTES), b"")
-        with open(part, "xb", opener=_private) as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        part.rename(path)
-        made = StoredFile(id_, int(time.time()), size, name, purpose)
-        with self._writing() as index:
-            place = _next_place(index, "files")
-            values = (made.id, place, made.created, made.bytes, made.name, made.purpose)
-            index.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", values)
+        try:
+            size = _write(part, chunks)
+            part.rename(path)
+            made = StoredFile(id_, int(time.time()), size, name, purpose)
+            with self._writing() as index:
+                place = _next_place(index, "files")
+                values = (made.id, place, made.created, made.bytes, made.name, made.purpose)
+                index.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", values)
+        except BaseException as error:
+            for left in (part, path):
+                with suppress(OSError):
+                    left.unlink()
+            if isinstance(error, OSError):
+                raise StorageError(f"the file cannot be kept ({error}): check --state-dir") from error
+            raise
         return made
 
     def file(self, id_: str) -> StoredFile | Literal["missing"]:
@@ -184,12 +185,36 @@ class Archive:
         except sqlite3.Error as error:
             raise StorageError(f"the archive cannot be written ({error}): check --state-dir") from error
 
+    def _open(self, folder: Path, opened: ExitStack) -> None:
+        self._bytes_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        opened.callback(os.close, owner)
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._index = sqlite3.connect(folder / "index.sqlite3", check_same_thread=False)
+        opened.callback(self._index.close)
+        self._index.execute("PRAGMA journal_mode=WAL")
+        (found,) = self._index.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"its index is damaged: {found}")
+        self._index.executescript(_TABLES)
+        self._sweep()
+
     def _sweep(self) -> None:
-        """Drop bytes that the index does not know: what a crash left."""
+        """Drop bytes of ours that the index does not know: what a crash left. Nobody else's files are touched."""
         known = {file.id for file in self.files(None)}
         for path in self._bytes_folder.iterdir():
-            if path.name not in known:
+            ours = _OURS.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+            if ours and path.name not in known:
                 path.unlink()
+
+
+def _write(path: Path, chunks: Iterable[bytes]) -> int:
+    """Write a new file through to the disk; return its bytes."""
+    with open(path, "xb", opener=_private) as file:
+        file.writelines(chunks)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
 
 
 def _next_place(index: sqlite3.Connection, table: Literal["files", "batches"]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tokenvm.engine_process.reading import LONG_TEXT
+from tokenvm.schedule.refusals import refuse_long_prompt
 from tokenvm.schedule.sampling_params import SamplingParams
 from tokenvm.serve.generation import Asked
 from tokenvm.serve.refusal import Refusal
@@ -54,7 +55,17 @@ def params_of(body: SamplingBody, state: ServeState, **more: Any) -> SamplingPar
     if params.n > state.settings.max_n:
         text = f"n={params.n} is more than this server gives: ask for at most {state.settings.max_n}"
         raise Refusal(text, param="n")
+    _refuse_many_logprobs(body, params, state.settings.max_logprobs)
     return params
+
+
+def _refuse_many_logprobs(body: SamplingBody, params: SamplingParams, most: int) -> None:
+    """Refuse what would make thousands of entries for each token: -1 asks for the whole vocabulary."""
+    said = "top_logprobs" if isinstance(body, ChatBody) else "logprobs"
+    for name, count in ((said, params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+        if count is not None and most >= 0 and not 0 <= count <= most:
+            text = f"{name}={count} is more than this server gives: ask for at most {most}, or raise --max-logprobs"
+            raise Refusal(text, param=name)
 
 
 def asked_of(body: SamplingBody, ids: list[int], params: SamplingParams) -> Asked:
@@ -82,16 +93,20 @@ async def ids_of_talk(tokenizer: Tokenizer, body: ChatBody | TokenizeBody, **nam
 
 
 def cut_to_last(ids: list[int], body: SamplingBody, state: ServeState) -> list[int]:
-    """Keep as many of a prompt's last tokens as `truncate_prompt_tokens` says; -1 is as many as the model takes."""
+    """Keep as many of a prompt's last tokens as `truncate_prompt_tokens` says; -1 is as many as the model takes.
+
+    Raises RequestError where more are left than the model takes: so long a list need not be sent to the engine.
+    """
+    most: int = state.keeper.llm.plan["max_model_len"]
     count = body.truncate_prompt_tokens
-    if count is None:
-        return ids
     if count == 0:
         raise Refusal(
             "truncate_prompt_tokens=0 leaves nothing: send -1, or a number from 1",
             param="truncate_prompt_tokens",
         )
-    return ids[-(state.keeper.llm.plan["max_model_len"] - 1 if count == -1 else count) :]
+    kept = ids if count is None else ids[-(most - 1 if count == -1 else count) :]
+    refuse_long_prompt(len(kept), most)
+    return kept
 
 
 def _rendered(

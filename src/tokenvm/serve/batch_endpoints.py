@@ -21,8 +21,8 @@ from tokenvm.serve.schema_responses import ResponseBody
 from tokenvm.serve.schema_text import ChatBody, CompletionBody
 from tokenvm.serve.state import ServeState
 
-BEHIND: Final = 1 << 32
-"""Added to a request's priority: interactive ones, whose numbers are lower, come first."""
+BEHIND: Final = 1 << 62
+"""The lowest priority number of a batch's request: interactive ones, whose numbers are lower, come first."""
 
 MAX_DEATHS: Final = 3
 """A request under which so many engines died is not tried again."""
@@ -92,7 +92,7 @@ async def _complete_one(state: ServeState, one: Asked) -> RequestOutput:
     while True:
         llm = await state.keeper.standing(math.inf)
         try:
-            priority = one.priority + BEHIND
+            priority = BEHIND + min(max(one.priority, 0), BEHIND - 1)
             return await llm.complete(one.prompt, one.params, priority=priority, cache_salt=one.cache_salt)
         except EngineDeadError:
             deaths += 1

@@ -96,6 +96,5 @@ def _entry(custom_id: str, response: dict[str, Any] | None, error: dict[str, Any
             "custom_id": custom_id,
             "response": response,
             "error": error,
-        },
-        ensure_ascii=False,
+        }
     )

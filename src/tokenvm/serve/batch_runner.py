@@ -31,6 +31,7 @@ class BatchRunner:
         self._archive = archive
         self._room = asyncio.Semaphore(at_once)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._one_cancels = asyncio.Lock()
 
     def begin(self, record: Record) -> None:
         """Go on with a batch."""
@@ -40,13 +41,21 @@ class BatchRunner:
 
     async def cancel(self, id_: str) -> Record:
         """Stop a batch, unless it has ended meanwhile: what was answered stays. Return it as it is now."""
-        await self._stop(id_)
+        async with self._one_cancels:
+            record = await self._known(id_)
+            if record["status"] not in OPEN or record["status"] == "cancelling":
+                return record
+            await self._stop(id_)
+            record = await self._known(id_)
+            if record["status"] in OPEN:
+                record |= {"status": "cancelling", "cancelling_at": _now()}
+                await asyncio.to_thread(self._archive.save, record)
+                self.begin(dict(record))
+            return record
+
+    async def _known(self, id_: str) -> Record:
         record = await asyncio.to_thread(self._archive.batch, id_)
         assert record != "missing", "batches are not removed"
-        if record["status"] in OPEN:
-            record |= {"status": "cancelling", "cancelling_at": _now()}
-            await asyncio.to_thread(self._archive.save, record)
-            self.begin(dict(record))
         return record
 
     async def close(self) -> None:
@@ -69,14 +78,20 @@ class BatchRunner:
 
     async def _go_on(self, record: Record) -> None:
         file = await asyncio.to_thread(self._archive.file, record["input_file_id"])
-        if file == "missing":
-            text = f"the input file {record['input_file_id']} was deleted"
-            await self._fail(record, [{"code": "missing_file", "line": None, "message": text, "param": None}])
-            return
-        if record["status"] == "validating" and not await self._validate(record, file):
-            return
+        text = f"the input file {record['input_file_id']} was deleted"
+        fault = {"code": "missing_file", "line": None, "message": text, "param": None}
+        if record["status"] == "validating":
+            if file == "missing":
+                await self._fail(record, [fault])
+                return
+            if not await self._validate(record, file):
+                return
         if record["status"] == "in_progress":
-            expired = await self._answer_all(record, file)
+            expired = False
+            if file == "missing":  # what was answered before is kept
+                record["errors"] = {"object": "list", "data": [fault]}
+            else:
+                expired = await self._answer_all(record, file)
             await self._move(record, "finalizing")
             record["expired"] = expired
         await self._finish(record)

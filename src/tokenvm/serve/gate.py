@@ -7,7 +7,9 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Collection
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -55,12 +57,16 @@ class Gate:
             LOG.exception("request failed", extra={"fields": {"request_id": passage.id}})
             await passage.refuse(Refusal("the server failed, and says why in its log", status=500))
         finally:
-            self._meter.answer(scope["method"], _route(scope), passage.status)
+            self._meter.answer(scope["method"], _route(scope), passage.status or CLIENT_GONE)
             LOG.info("request", extra={"fields": passage.as_dict()})
 
     async def _admit(self, scope: Scope, receive: Receive, passage: _Passage) -> None:
         headers = Headers(scope=scope)
         path = scope["path"]
+        if not _may_ask(headers, self._settings.cors_origins):
+            text = f"the page of {headers['origin']!r:.80} may not ask: name it with --cors-origin"
+            await passage.refuse(Refusal(text, status=403, code="origin_not_allowed"))
+            return
         if path not in OPEN_TO_ALL and not self._keys.accept(headers.get("authorization", "")):
             text = "the API key is missing or wrong: send it as `Authorization: Bearer KEY`"
             await passage.refuse(Refusal(text, status=401, code="invalid_api_key"))
@@ -107,6 +113,18 @@ class _Passage:
             "status": self.status or CLIENT_GONE,
             "ms": round((time.monotonic() - self._begin_s) * 1000, 1),
         }
+
+
+def _may_ask(headers: Headers, named: Collection[str]) -> bool:
+    """Whether no web page asks, or one of this server's own address, or one that is named."""
+    origin = headers.get("origin")
+    if origin is None or origin in named or "*" in named:
+        return True
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:
+        return False
+    return bool(host) and host.lower() == headers.get("host", "").lower()
 
 
 async def _nothing() -> Message:

@@ -103,6 +103,7 @@ class Keeper:
                 self._begin(await self._make())
                 self.restarts += 1
                 LOG.warning("engine restarted")
-            except TokenVMError as error:
-                LOG.error("the engine cannot be restarted, trying again: %s", error)
+            except Exception as error:  # what the system refuses too: whoever keeps must not end
+                trace = None if isinstance(error, TokenVMError) else error
+                LOG.error("the engine cannot be restarted, trying again: %s", error, exc_info=trace)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -14,10 +14,12 @@ Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = list[TokenId]
 Number = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Logprobs = Annotated[int, Field(ge=-1, lt=2**31)]
 Word = Annotated[str, Field(max_length=1024)]
-NotEmpty = Annotated[str, Field(min_length=1)]
+Sought = Annotated[str, Field(min_length=1, max_length=1024)]
+"""A text that is looked for in answers."""
 
 Harmless = tuple[Any, ...]
 
@@ -118,8 +120,8 @@ class SamplingBody(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[Number, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    stop: NotEmpty | list[NotEmpty] | None = None
+    logit_bias: Annotated[dict[Number, Bias], Field(max_length=1024)] | None = None
+    stop: Sought | Annotated[list[Sought], Field(max_length=16)] | None = None
     seed: Whole | None = None
     user: Word | None = None
     safety_identifier: Word | None = None
@@ -129,7 +131,7 @@ class SamplingBody(Body):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    stop_token_ids: TokenIds | None = None
+    stop_token_ids: Annotated[TokenIds, Field(max_length=1024)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     skip_special_tokens: bool | None = None
@@ -143,7 +145,7 @@ class SamplingBody(Body):
     cache_salt: Word | None = None
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")] | None = None
     allowed_token_ids: TokenIds | None = None
-    bad_words: list[NotEmpty] | None = None
+    bad_words: Annotated[list[Sought], Field(max_length=256)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: Structure | None = None
 

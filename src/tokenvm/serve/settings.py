@@ -15,8 +15,8 @@ class ServeSettings:
     """Limits, secrets and names of a server; sizes in bytes, times in seconds.
 
     `model` is what it is called in answers; "default" names it too. At most `max_waiting` sequences wait beside those
-    that may run. `restart_wait_s`: how long a request waits for an engine that is being restarted. `folder` is where
-    uploaded files and batches are kept.
+    that may run. `max_logprobs` bounds the log-probabilities of each token; -1 does not. `restart_wait_s`: how long a
+    request waits for an engine that is being restarted. `folder` is where uploaded files and batches are kept.
     """
 
     model: str
@@ -26,6 +26,7 @@ class ServeSettings:
     max_upload_bytes: int = 200 << 20
     max_prompts: int = 1024
     max_n: int = 128
+    max_logprobs: int = 20
     request_timeout_s: float = 600.0
     restart_wait_s: float = 4.0
     cors_origins: tuple[str, ...] = ()

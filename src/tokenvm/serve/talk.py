@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any, Final
 
-from tokenvm.serve.refusal import Refusal
 from tokenvm.serve.schema_text import ChatBody, Message, TokenizeBody
 from tokenvm.serve.schema_tools import ToolCall
 from tokenvm.tokenizer import Tokenizer
@@ -79,13 +79,10 @@ def _taught(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except ValueError as error:
-        raise Refusal(
-            f"tool_calls: the arguments of {call.function.name} are not JSON ({error}): send a JSON object as text",
-            param="messages",
-        ) from None
+    """Return a call as templates expect it: arguments that are no JSON, as a model may have written them, as text."""
+    arguments: Any = call.function.arguments
+    with suppress(ValueError, RecursionError):
+        arguments = json.loads(arguments or "{}")
     return {"name": call.function.name, "arguments": arguments}
 
 

@@ -68,6 +68,8 @@ class Structure:
         """
         if self._left > self._near or token in self._vocabulary.closers.ends:
             return token
+        if self._way and self._way[0] == token:  # the rest of the way that is known is the way behind it
+            return token
         ahead = self._matcher.deep_copy()
         way = self._way_out(ahead, self._left - 1) if ahead.consume_token(token) else None
         self._ahead = token, way
