@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
@@ -49,7 +49,7 @@ class TensorMemory:
         self.page_bytes = vm.layout.part_bytes
         self._allocations: dict[VirtualAddress, _Allocation] = {}
         self._names = 0
-        self._unwritten: deque[UnitId] = deque()
+        self._unwritten: OrderedDict[UnitId, None] = OrderedDict()  # sealed, not yet below
         self._closed = False
         self._token: Token[TensorMemory | None]
 
@@ -76,6 +76,7 @@ class TensorMemory:
 
         Raises RequestError for a size below 1, StorageError where there is no room in any tier.
         """
+        self._refuse_closed()
         if size < 1:
             raise RequestError(f"allocate({size}) takes nothing: ask for at least one byte")
         pages: list[UnitId] = []
@@ -86,7 +87,7 @@ class TensorMemory:
                     fill(len(pages) - 1, self._bytes(int(self.vm.addresses(pages[-1:])[0])))
                 self._seal(pages[-1])
         except BaseException:
-            self.vm.release(pages)
+            self._release(pages)
             raise
         self._names += 1
         address = VirtualAddress(self._names)
@@ -94,11 +95,14 @@ class TensorMemory:
         return address
 
     def deallocate(self, address: VirtualAddress) -> None:
-        """Give an allocation back. Raises RequestError for one that is not there, also the second time."""
-        pages = self._at(address).pages
-        del self._allocations[address]
+        """Give an allocation back. Raises RequestError for one that is not there, also the second time.
+
+        Nothing is left to give back once the memory is closed.
+        """
         if not self._closed:
-            self.vm.release(pages)
+            pages = self._at(address).pages
+            del self._allocations[address]
+            self._release(pages)
 
     def ensure_resident(self, address: VirtualAddress) -> tuple[int, ...]:
         """Bring all pages of an allocation to the device; where each lies, until the next call of this memory.
@@ -126,6 +130,7 @@ class TensorMemory:
 
     def evict_pages(self, count: int) -> int:
         """Let up to `count` pages leave the device, in the policy's order; return how many did."""
+        self._refuse_closed()
         ledger = self.vm.ledger
         wanted = min(ledger.capacity(Tier.DEVICE), ledger.free(Tier.DEVICE) + count)
         before = ledger.used(Tier.DEVICE)
@@ -149,7 +154,8 @@ class TensorMemory:
         try:
             yield self._bytes(int(self.vm.addresses([unit])[0]))
         finally:
-            self._seal(unit)
+            if not self._closed:
+                self._seal(unit)
 
     def scan_pages(
         self, address: VirtualAddress, first: int, last: int
@@ -197,13 +203,14 @@ class TensorMemory:
                     self._bytes(next(landed) if unit in away else int(self.vm.addresses([unit])[0]))
                     for unit in row
                 )
+                self._refuse_closed()
                 if coming:
                     ticket += coming
                     ring.release(ticket)
             self._touch(resident)
         finally:
             ledger.unpin(resident)
-            if ticket != end:
+            if ticket != end and not self._closed:
                 ring.cancel()
 
     def _page(self) -> UnitId:
@@ -211,13 +218,18 @@ class TensorMemory:
         ledger = self.vm.ledger
         if self._unwritten and ledger.free(Tier.DEVICE) * 4 <= ledger.capacity(Tier.DEVICE):
             count = min(len(self._unwritten), _WRITTEN_AT_ONCE)
-            oldest = [unit for unit in (self._unwritten.popleft() for _ in range(count)) if unit in ledger]
-            self.vm.write_behind([oldest])
+            oldest = [self._unwritten.popitem(last=False)[0] for _ in range(count)]
+            self.vm.write_behind([[unit for unit in oldest if unit in ledger]])
         return self.vm.new_page(self._kept())
 
     def _seal(self, unit: UnitId) -> None:
         self.vm.frozen.freeze([unit])
-        self._unwritten.append(unit)
+        self._unwritten[unit] = None
+
+    def _release(self, pages: Sequence[UnitId]) -> None:
+        for unit in pages:
+            self._unwritten.pop(unit, None)
+        self.vm.release(pages)
 
     def _touch(self, units: Sequence[UnitId]) -> None:
         for unit in units:
@@ -228,11 +240,19 @@ class TensorMemory:
         return [one.pages for one in self._allocations.values() if one.hint is MemoryHint.KEEP]
 
     def _at(self, address: VirtualAddress) -> _Allocation:
+        self._refuse_closed()
         if address not in self._allocations:
             raise RequestError(
                 f"there is no allocation {address}: it was given back, or is of another memory"
             )
         return self._allocations[address]
 
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise RequestError(
+                "this memory is closed, and its pages are gone: work inside the `with` block that opened it"
+            )
+
     def _bytes(self, address: int) -> torch.Tensor:
+        self._refuse_closed()
         return torch.from_numpy(bytes_at(address, self.page_bytes))

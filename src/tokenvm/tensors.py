@@ -100,6 +100,9 @@ class PagedTensor:
     def __setitem__(self, rows: int | slice, value: torch.Tensor | Scalar) -> None:
         """Write rows of the first dimension."""
         begin, end, shape = self._range(rows)
+        given = torch.as_tensor(value).dtype
+        if not torch.can_cast(given, self.dtype):
+            raise self._other_dtype(given)
         flat = torch.as_tensor(value, dtype=self.dtype).expand(shape).reshape(-1)
         at = begin
         while at < end:
@@ -110,8 +113,11 @@ class PagedTensor:
             at += count
 
     def map(self, function: Callable[..., torch.Tensor], *others: PagedTensor) -> PagedTensor:
-        """Make a tensor of what `function` gives for every page of this one and of the others beside it."""
-        pieces = (function(*chunks) for chunks in self.chunks(*others))
+        """Make a tensor of what `function` gives for every page of this one and of the others beside it.
+
+        Raises RequestError where that is of another dtype.
+        """
+        pieces = (self._of_dtype(function(*chunks)) for chunks in self.chunks(*others))
         return PagedTensor(self.shape, self.memory, self.dtype, make=lambda begin, end: next(pieces))
 
     def __add__(self, other: PagedTensor | Scalar) -> PagedTensor:
@@ -120,8 +126,14 @@ class PagedTensor:
     def __sub__(self, other: PagedTensor | Scalar) -> PagedTensor:
         return self._with(torch.sub, other)
 
+    def __rsub__(self, other: Scalar) -> PagedTensor:
+        return self._with(lambda mine, given: given - mine, other)
+
     def __mul__(self, other: PagedTensor | Scalar) -> PagedTensor:
         return self._with(torch.mul, other)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
 
     def __truediv__(self, other: PagedTensor | Scalar) -> PagedTensor:
         return self._with(torch.div, other)
@@ -130,16 +142,14 @@ class PagedTensor:
         return self.map(torch.neg)
 
     def sum(self) -> torch.Tensor:
-        """Add all elements, page by page in float64 for floats."""
-        wide = torch.float64 if self.dtype.is_floating_point else torch.int64
-        total = torch.zeros((), dtype=wide)
-        for (chunk,) in self.chunks():
-            total += chunk.sum().to(wide)
-        return total.to(self.dtype if self.dtype.is_floating_point else torch.int64)
+        """Add all elements, in float64 for floats; the answer is of this dtype, int64 for integers."""
+        return self._total().to(self.dtype if self.dtype.is_floating_point else torch.int64)
 
     def mean(self) -> torch.Tensor:
-        """Return the mean of all elements."""
-        return self.sum() / self.numel()
+        """Return the mean of all elements, divided in float64; float32 for integers."""
+        return (self._total() / self.numel()).to(
+            self.dtype if self.dtype.is_floating_point else torch.float32
+        )
 
     def max(self) -> torch.Tensor:
         """Return the largest element."""
@@ -170,7 +180,25 @@ class PagedTensor:
     def _with(self, operation: Callable[..., torch.Tensor], other: PagedTensor | Scalar) -> PagedTensor:
         if isinstance(other, PagedTensor):
             return self.map(operation, other)
-        return self.map(lambda chunk: operation(chunk, other).to(self.dtype))
+        if isinstance(other, torch.Tensor) and other.dim():
+            raise RequestError(
+                f"a PagedTensor and a tensor {tuple(other.shape)} do not go together: use PagedTensor.of(it)"
+            )
+        return self.map(lambda chunk: operation(chunk, other))
+
+    def _total(self) -> torch.Tensor:
+        wide = torch.float64 if self.dtype.is_floating_point else torch.int64
+        return torch.stack([chunk.sum(dtype=wide) for (chunk,) in self.chunks()]).sum()
+
+    def _of_dtype(self, made: torch.Tensor) -> torch.Tensor:
+        if made.dtype is not self.dtype:
+            raise self._other_dtype(made.dtype)
+        return made
+
+    def _other_dtype(self, dtype: torch.dtype) -> RequestError:
+        return RequestError(
+            f"{dtype} does not fit a PagedTensor of {self.dtype}: make it with dtype={dtype}, or use .tensor() first"
+        )
 
     def _flat(self, begin: int, end: int) -> torch.Tensor:
         """Copy flat elements; of the pages that hold them only."""

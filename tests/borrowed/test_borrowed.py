@@ -38,6 +38,15 @@ BORROWED: Mapping[str, Mapping[str, Any]] = {
     "Mixtral": {**MOE, "sliding_window": None},
     "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 16},
 }
+WINDOW = {"sliding_window": 24, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "short_factor": [1.0] * 8,
+    "long_factor": [4.0] * 8,
+}
 REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "Gemma2": ({"head_dim": 16}, "needs softcap in its attention"),
     "GptOss": ({**MOE, "head_dim": 16}, "needs s_aux in its attention"),
@@ -103,6 +112,25 @@ def test_what_attends_in_another_way_is_refused_by_name(name: str, tmp_path: Pat
     more, said = REFUSED[name]
     with pytest.raises(UnsupportedModel, match=said):
         load_any_model(make(name, more, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("Qwen2Moe", {**WINDOW, "use_sliding_window": True}, "window that its attention does not ask for"),
+        ("Phimoe", {**MOE, **WINDOW}, "window that its attention does not ask for"),
+        ("Olmo2", {"rope_parameters": LONGROPE}, "rope of type longrope"),
+    ],
+)
+def test_what_a_short_trial_does_not_show_is_refused(
+    name: str, more: Mapping[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModel, match=said):
+        load_any_model(make(name, more, tmp_path))
+
+
+def test_a_window_that_is_not_used_is_no_reason(tmp_path: Path) -> None:
+    assert load_any_model(make("Qwen2Moe", WINDOW, tmp_path)).spec.attention.window == 0
 
 
 def test_a_native_family_is_preferred(tmp_path: Path) -> None:

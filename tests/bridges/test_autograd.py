@@ -61,3 +61,43 @@ def test_a_training_step_with_activations_beyond_the_limit_gives_the_same_gradie
     assert stats["moved_bytes"]["nvme_read"] > 0
     for parameter, grad in zip(model.parameters(), want, strict=True):
         torch.testing.assert_close(parameter.grad, grad, rtol=0, atol=1e-6)
+
+
+def test_a_weight_in_pages_gets_its_gradient_where_nothing_else_wants_one(disk_path):
+    x, dense = torch.randn(5, 60), torch.randn(70, 60, requires_grad=True)
+    torch.nn.functional.linear(x, dense).square().sum().backward()
+    with PagedMemory(small(disk_path)):
+        weight = PagedTensor.of(dense)
+        assert not PagedLinear.apply(x, weight, None).requires_grad
+        weight.requires_grad = True
+        PagedLinear.apply(x, weight, None).square().sum().backward()
+        torch.testing.assert_close(weight.grad.tensor(), dense.grad, rtol=1e-5, atol=1e-4)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                assert not PagedLinear.apply(x, weight, None).requires_grad
+
+
+def test_a_gradient_of_a_gradient_is_refused(disk_path):
+    x = torch.randn(5, 60, requires_grad=True)
+    with PagedMemory(small(disk_path)):
+        loss = PagedLinear.apply(x, torch.randn(70, 60), None).square().sum()
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            grad.sum().backward()
+
+
+def test_frozen_parameters_stay_where_they_are(disk_path):
+    model, x = torch.nn.Linear(200, 200), torch.randn(2, 200, requires_grad=True)
+    model.weight.requires_grad = False
+    with paged_activations(small(disk_path)) as memory:
+        model(x).sum().backward()
+        assert memory.stats()["high_water_bytes"]["device"] == 0
+    assert x.grad is not None
+
+
+def test_backward_after_the_block_is_refused(disk_path):
+    x = torch.randn(200, 200, requires_grad=True)
+    with paged_activations(small(disk_path, pages=60)):
+        loss = (x * 2).square().sum()
+    with pytest.raises(RequestError, match="memory is closed"):
+        loss.backward()

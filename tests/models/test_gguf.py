@@ -93,6 +93,14 @@ def test_our_loader_accepts_the_folder_and_the_spec_is_the_original(folder: Path
     assert spec.max_model_len == 256
 
 
+def test_whatever_ends_a_turn_ends_an_answer(tmp_path: Path) -> None:
+    """The ends of text, turn and message by their keys, and control tokens by their names."""
+    metadata = {"tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 7}
+    metadata["tokenizer.ggml.eom_token_id"] = 9
+    folder = converted(tmp_path, write_gguf(tmp_path / "m.gguf", llama(), metadata=metadata))
+    assert load_model(folder).spec.eos_token_ids == (0, 7, 9, 2)  # 2 is <|im_end|>
+
+
 def test_linear_rope_scaling_is_kept(tmp_path: Path) -> None:
     scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     spec = load_model(converted(tmp_path, write_gguf(tmp_path / "m.gguf", llama(), metadata=scaling))).spec
@@ -103,7 +111,7 @@ def test_the_record_names_source_and_version(source: Path, folder: Path) -> None
     record = json.loads((folder / "tokenvm.json").read_text())
     assert record["source"] == "tiny.gguf"
     assert len(record["source_sha256"]) == 64
-    assert record["converter_version"] == 2
+    assert record["converter_version"] == 3
 
 
 def test_progress_ends_with_all_bytes_done(source: Path, tmp_path: Path) -> None:

@@ -124,3 +124,64 @@ def test_what_makes_no_sense_is_refused(memory, disk_path):
 def test_without_a_memory_there_is_no_tensor():
     with pytest.raises(RequestError, match="with PagedMemory"):
         PagedTensor(3)
+
+
+def test_after_its_end_a_memory_is_refused(disk_path):
+    with PagedMemory(
+        MemoryConfig(vram_limit=10 * PAGE, page_size=PAGE, nvme_path=disk_path, nvme_limit="4MB")
+    ) as memory:
+        tensor = PagedTensor(5000)
+        begun = tensor.chunks()
+        next(begun)
+    uses = (
+        tensor.tensor,
+        tensor.sum,
+        lambda: tensor[0],
+        lambda: tensor.__setitem__(0, 1.0),
+        lambda: next(begun),
+        lambda: PagedTensor(3, memory),
+        lambda: memory.ensure_resident(tensor.address),
+        lambda: memory.evict_pages(1),
+    )
+    for use in uses:
+        with pytest.raises(RequestError, match="memory is closed"):
+            use()
+    memory.deallocate(tensor.address)
+    memory.close()
+
+
+def test_results_of_another_dtype_are_refused_by_name(memory):
+    whole = PagedTensor(10, dtype=torch.int64)
+    for work in (lambda: whole / 2, lambda: whole * 0.5, lambda: whole.map(torch.sqrt)):
+        with pytest.raises(RequestError, match=r"torch\.float32 does not fit a PagedTensor of torch\.int64"):
+            work()
+    with pytest.raises(RequestError, match="does not fit"):
+        whole[0] = 2.5
+    with pytest.raises(RequestError, match=r"PagedTensor\.of"):
+        whole + torch.ones(10, dtype=torch.int64)
+    assert (whole + 3).sum() == 30
+
+
+def test_numbers_stand_on_either_side(memory):
+    a = numbers(3000)
+    x = PagedTensor.of(a)
+    assert torch.equal((2 * x).tensor(), 2 * a)
+    assert torch.equal((1 + x).tensor(), 1 + a)
+    assert torch.equal((1 - x).tensor(), 1 - a)
+
+
+def test_half_precision_is_added_in_a_wide_one(memory):
+    x = PagedTensor(4096, dtype=torch.float16) + 40
+    assert x.mean() == 40  # though the sum is beyond float16
+    assert x.sum().isinf()
+    assert (x / 4096).sum() == torch.full((4096,), 40 / 4096, dtype=torch.float16).double().sum().half()
+
+
+def test_what_is_given_back_is_not_remembered(memory):
+    for _ in range(50):
+        PagedTensor(1000)
+    assert len(memory._unwritten) == 0
+    tensor = PagedTensor(1000)
+    for row in range(50):
+        tensor[row] = 1.0
+    assert len(memory._unwritten) == 1

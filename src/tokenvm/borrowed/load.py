@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 
 from tokenvm.borrowed.attention import NAME, attention
+from tokenvm.borrowed.declared import has_longrope, hides_windows
 from tokenvm.borrowed.decoder import BorrowedDecoder
 from tokenvm.borrowed.products import pack_products
 from tokenvm.borrowed.trial import LayerShape, tried
@@ -91,7 +92,16 @@ def _checked(module: Any, name: str, why: str, prepare: Callable[[], object]) ->
     odd = sorted(set(getattr(config, "layer_types", None) or ()) - _KINDS)
     if odd:
         raise UnsupportedModel(f"{why}; {name} has layers of type {', '.join(odd)}: pass another model")
+    if has_longrope(config):
+        raise UnsupportedModel(
+            f"{why}; {name} has a rope of type longrope, whose factors change with the longest sequence of a step: "
+            "pass another model"
+        )
     shapes = tried(module, name, _OWN, NAME, prepare)
+    if hides_windows(config, shapes):
+        raise UnsupportedModel(
+            f"{why}; {name} has a sliding window that its attention does not ask for: pass another model"
+        )
     if len({(s.q_heads, s.kv_heads, s.head_dim, s.scale) for s in shapes}) > 1:
         raise UnsupportedModel(f"{why}; the layers of {name} differ in their heads: pass another model")
     if len({s.window for s in shapes if s.window}) > 1:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from tokenvm.bridges.paged_memory import PagedMemory
 from tokenvm.config import MemoryConfig
@@ -23,12 +24,26 @@ class PagedLinear(torch.autograd.Function):
 
     `PagedLinear.apply(x, weight, bias)`: x [..., K]; weight [N, K], a tensor, which is copied into pages of the memory
     of the `with` block around it, or a PagedTensor; bias [N] or None. A tensor gets its gradient; a PagedTensor gets it
-    in `weight.grad`, in pages of the same memory, if `weight.requires_grad` was set.
+    in `weight.grad`, in pages of the same memory, if `weight.requires_grad` was set. Gradients have no gradients.
     """
+
+    @classmethod
+    def apply(
+        cls, x: torch.Tensor, weight: torch.Tensor | PagedTensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See the class."""
+        wanted = isinstance(weight, PagedTensor) and weight.requires_grad
+        handle = torch.empty(0, requires_grad=wanted)
+        y: torch.Tensor = super().apply(x, weight, bias, handle)  # type: ignore[no-untyped-call]
+        return y
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor | PagedTensor, bias: torch.Tensor | None
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor | PagedTensor,
+        bias: torch.Tensor | None,
+        _wanted: torch.Tensor,
     ) -> torch.Tensor:
         """See the class."""
         paged = weight if isinstance(weight, PagedTensor) else PagedTensor.of(weight)
@@ -42,6 +57,7 @@ class PagedLinear(torch.autograd.Function):
         return y if bias is None else y + bias
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """See the class."""
         (x,), (grad,), weight = ctx.saved_tensors, grads, ctx.weight
@@ -58,7 +74,7 @@ class PagedLinear(torch.autograd.Function):
             _add_gradient(weight, flat_grad.T, flat_x)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             grad_bias = flat_grad.sum(0)
-        return grad_x, grad_weight, grad_bias
+        return grad_x, grad_weight, grad_bias, None
 
 
 def _add_gradient(weight: PagedTensor, grad: torch.Tensor, x: torch.Tensor) -> None:
@@ -102,6 +118,6 @@ def paged_activations(
 
 
 def _is_parameter(tensor: torch.Tensor) -> bool:
-    """Whether it is a parameter, or shows one in another order: its bytes are kept anyway."""
+    """Whether it is a parameter, frozen or not, or shows one in another order: its bytes are kept anyway."""
     shown = tensor if tensor._base is None else tensor._base
-    return shown.is_leaf and shown.requires_grad
+    return isinstance(shown, torch.nn.Parameter) or (shown.is_leaf and shown.requires_grad)

@@ -9,7 +9,10 @@ from typing import Any, Final
 
 import torch
 
+from tokenvm.bridges.kv_store import KvStore
 from tokenvm.bridges.paged_cache import PagedCache
+from tokenvm.bridges.ropes import switches_at
+from tokenvm.errors import LimitTooSmall
 
 Forward = Callable[..., Any]
 
@@ -25,9 +28,12 @@ _WHOLE: Final = ("labels", "output_hidden_states", "output_attentions")
 """What is asked of all tokens at once: such a pass is not cut."""
 
 
-def chunked(forward: Forward, most: Callable[[int], int]) -> Forward:
-    """Wrap a model's `forward`. A pass over a `PagedCache` of more than `most(rows)` tokens is computed in several."""
-    signature = inspect.signature(forward)
+def chunked(forward: Forward, store: KvStore, config: Any) -> Forward:
+    """Wrap a model's `forward`. A pass over a `PagedCache` of more tokens than `store` takes is computed in several.
+
+    It raises LimitTooSmall where the model's rope, as `config` declares it, would turn keys otherwise in several.
+    """
+    signature, switches = inspect.signature(forward), switches_at(config)
 
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -35,9 +41,17 @@ def chunked(forward: Forward, most: Callable[[int], int]) -> Forward:
         cache, new = asked.get("past_key_values"), _given(asked)
         if not isinstance(cache, PagedCache) or new is None:
             return forward(*args, **kwargs)
-        limit = most(new.shape[0])
+        limit = store.chunk_tokens(new.shape[0])
         if new.shape[1] <= limit or not _can_be_cut(asked):
             return forward(*args, **kwargs)
+        first, last = _reach(asked, cache.get_seq_length(), new.shape[1], limit)
+        if any(at < last and (grows or first <= at) for at, grows in switches):
+            least = store.bytes_for(*new.shape[:2])
+            raise LimitTooSmall(
+                f"a pass of {new.shape[0]} x {new.shape[1]} tokens does not fit the device, and in several this "
+                f'model\'s rope would give other keys: type kv_limit="{-(-least // 10**6)}MB" or more',
+                least,
+            )
         return _in_chunks(forward, asked, cache.get_seq_length(), new.shape[1], limit, signature)
 
     return call
@@ -49,6 +63,14 @@ def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str
     rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
     others = bound.pop(rest, {})
     return {**bound, **others}
+
+
+def _reach(asked: Mapping[str, Any], past: int, count: int, most: int) -> tuple[int, int]:
+    """Return how many tokens the first chunk reaches, and the whole pass: the largest position and one."""
+    positions = asked.get("position_ids")
+    if positions is None:
+        return past + most, past + count
+    return int(positions[..., :most].max()) + 1, int(positions.max()) + 1
 
 
 def _given(asked: Mapping[str, Any]) -> torch.Tensor | None:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from tokenvm.bridges.kv_step import KvStep
 from tokenvm.clock import RealClock
 from tokenvm.engine.account import Account
-from tokenvm.errors import LimitTooSmall
+from tokenvm.engine.budget import MAX_RING_BYTES, MIN_RING_PARTS
+from tokenvm.errors import LimitTooSmall, RequestError
 from tokenvm.kernels.paging import PartGeometry
 from tokenvm.kvcache import KVCache
 from tokenvm.schedule.plan import Plan, Span
@@ -37,13 +38,23 @@ class Rows:
 class KvStore:
     """Paged KV of the layers of one model, for any number of batches; one step at a time. Owns `vm`."""
 
-    def __init__(self, vm: MemoryManager, geometry: PartGeometry) -> None:
+    def __init__(
+        self, vm: MemoryManager, geometry: PartGeometry, *, prefetch_ahead: int | None = None
+    ) -> None:
         self.vm = vm
         self.geometry = geometry
         self._clock = RealClock()
-        self.kv = KVCache(vm, geometry.block_tokens, b"", self._clock, prefix_caching=False)
+        self.kv = KVCache(
+            vm,
+            geometry.block_tokens,
+            b"",
+            self._clock,
+            prefetch_ahead=prefetch_ahead,
+            prefix_caching=False,
+        )
         self.account = Account(vm, self._clock)
         self._names = 0
+        self._closed = False
         self._step: tuple[KvStep, Rows, npt.NDArray[np.bool_], float] | None = None
 
     @property
@@ -56,6 +67,10 @@ class KvStore:
         pages = self.vm.ledger.capacity(Tier.DEVICE) // rows
         return max(1, (pages - 1) * self.geometry.block_tokens)
 
+    def bytes_for(self, rows: int, columns: int) -> int:
+        """Return the `kv_limit` under which `chunk_tokens(rows)` is at least `columns`."""
+        return self._limit_of(rows * (-(-columns // self.geometry.block_tokens) + 1))
+
     def sealed_tokens(self, rows: int) -> int:
         """Return how many columns a pass over `rows` rows may have if all begin and end with whole pages."""
         return max(1, self.vm.ledger.capacity(Tier.DEVICE) // rows) * self.geometry.block_tokens
@@ -63,8 +78,9 @@ class KvStore:
     def begin(self, rows: Rows, kept: npt.NDArray[np.bool_]) -> KvStep:
         """Begin a pass of new columns, `kept` bool [B, T]. An unfinished pass is given up.
 
-        Raises LimitTooSmall where the device cannot hold the pages that it fills.
+        Raises LimitTooSmall where the device cannot hold the pages that it fills, RequestError after `close`.
         """
+        self.refuse_closed()
         self.abandon()
         if not rows.seqs:
             rows.seqs, rows.kept = [self._create() for _ in kept], np.zeros((len(kept), 0), np.bool_)
@@ -90,6 +106,7 @@ class KvStore:
 
     def pick(self, rows: Rows, picked: Sequence[int]) -> None:
         """Make row i of the batch what row `picked[i]` was: pages are shared, only open ones are copied."""
+        self.refuse_closed()
         uses = Counter(picked)
         for row, seq in enumerate(rows.seqs):
             if row not in uses:
@@ -102,6 +119,7 @@ class KvStore:
 
     def cut(self, rows: Rows, columns: int) -> None:
         """Take back all but the first `columns` columns."""
+        self.refuse_closed()
         rows.kept = rows.kept[:, :columns]
         for seq, tokens in zip(rows.seqs, rows.kept.sum(axis=1).tolist(), strict=True):
             self.kv.cut(seq, tokens)
@@ -112,7 +130,7 @@ class KvStore:
             self.abandon()
         seqs, rows.seqs = rows.seqs, []
         rows.kept = rows.kept[:, :0]
-        for seq in seqs:
+        for seq in () if self._closed else seqs:
             self.kv.release(seq)
 
     def stats(self) -> dict[str, Any]:
@@ -120,9 +138,20 @@ class KvStore:
         return self.account.as_dict()
 
     def close(self) -> None:
-        """Stop all copies and give the memory back."""
+        """Stop all copies and give the memory back; idempotent."""
+        if self._closed:
+            return
         self.abandon()
+        self._closed = True
         self.kv.close()
+
+    def refuse_closed(self) -> None:
+        """Raise RequestError after `close`: the pages are gone."""
+        if self._closed:
+            raise RequestError(
+                "the pages of this cache are gone, since its model's paging was ended or its limit changed: "
+                "leave past_key_values out, so that a new cache is begun"
+            )
 
     def _create(self) -> SeqId:
         self._names += 1
@@ -157,9 +186,14 @@ class KvStore:
         block = self.geometry.block_tokens
         held = sum(-(-span.end // block) - span.start // block for span in spans)
         if held > capacity:
-            least = held * self.vm.layout.page_bytes + self.vm.ring.slots * self.vm.ring.stride
+            least = self._limit_of(held)
             raise LimitTooSmall(
                 f"a forward pass of {len(spans)} x {max(span.count for span in spans)} tokens fills {held} pages, and "
                 f'{capacity} fit the device: type kv_limit="{-(-least // 10**6)}MB" or more',
                 least,
             )
+
+    def _limit_of(self, pages: int) -> int:
+        """Return a `kv_limit` that has room for so many pages beside the largest ring that it may be given."""
+        taken = pages * self.vm.layout.page_bytes
+        return taken + max(min(MAX_RING_BYTES, taken), MIN_RING_PARTS * self.vm.ring.stride)

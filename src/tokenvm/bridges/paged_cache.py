@@ -60,6 +60,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take new keys and values [B, Hkv, T, D]; return what attention is to be given."""
         refuse_gradient(key_states, value_states)
+        self.cache.store.refuse_closed()
         if self._attends:
             return remember(key_states, self), value_states
         keys, values = self.cache.extend(self._index, key_states, value_states)
@@ -212,7 +213,8 @@ class PagedCache(Cache):  # type: ignore[misc]
             )
 
     def turn(self, layer: int, kept: npt.NDArray[np.bool_]) -> KvStep:
-        """Go on with the pass that is under way; the first layer begins another."""
+        """Go on with the pass under way; the first layer begins another. RequestError once its store is closed."""
+        self.store.refuse_closed()
         if layer == 0:
             self._refuse_half_a_pass(layer)
             self._read = None

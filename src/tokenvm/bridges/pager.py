@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
+import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
 from tokenvm.bridges.attention import NAME
-from tokenvm.bridges.chunks import chunked
+from tokenvm.bridges.chunks import Forward, chunked
 from tokenvm.bridges.encoder_cache import LayerwiseCache, PagedPair
 from tokenvm.bridges.kv_store import KvStore
 from tokenvm.bridges.paged_cache import PagedCache
 from tokenvm.bridges.probe import Shape
-from tokenvm.errors import ConfigError
+from tokenvm.errors import ConfigError, RequestError
 
 Path = Literal["kernel", "gather"]
 
@@ -21,7 +23,7 @@ class Pager:
     """The pages of one model, reached as `model.tokenvm`. `stores` are of the decoder and, if any, of what it heard.
 
     `path` says who attends: "kernel", our attention over pages where they lie, or "gather", the model's own
-    over copies. `reason` says why, where it is the latter.
+    over copies. `reason` says why, where it is the latter. Threads take turns: one `generate` or pass at a time.
     """
 
     def __init__(self, model: Any, shape: Shape, stores: list[KvStore], reason: str) -> None:
@@ -32,10 +34,23 @@ class Pager:
         self._stores = stores
         self._before = model.config._attn_implementation
         self._generate: Callable[..., Any] = model.generate
-        self.forward = chunked(model.forward, self.store.chunk_tokens)
+        self._plain: Forward = model.forward
+        self._lock = threading.RLock()
         self._closed = False
+        self.forward = self._guarded(
+            chunked(self._plain, self.store, model.config.get_text_config(decoder=True))
+        )
+        self._prepare: Callable[..., Any] = model.prepare_inputs_for_generation
+        self._ours: dict[str, Any] = {
+            "tokenvm": self,
+            "generate": self.generate,
+            "forward": self.forward,
+            "prepare_inputs_for_generation": self._keeping(self._prepare),
+        }
+        self._theirs = {name: model.__dict__[name] for name in self._ours if name in model.__dict__}
         if not reason:
             model.set_attn_implementation(NAME)
+        model.__dict__.update(self._ours)
 
     @property
     def store(self) -> KvStore:
@@ -53,6 +68,12 @@ class Pager:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the model does, with a cache of pages unless one is given or `use_cache=False`."""
+        if self._closed:
+            return self._generate(*args, **kwargs)
+        with self._lock:
+            return self._generate_alone(*args, **kwargs)
+
+    def _generate_alone(self, *args: Any, **kwargs: Any) -> Any:
         config = kwargs.get("generation_config") or self._model.generation_config
         if kwargs.get("past_key_values") is not None or kwargs.get("use_cache", config.use_cache) is False:
             return self._generate(*args, **kwargs)
@@ -78,14 +99,50 @@ class Pager:
         return found
 
     def close(self) -> None:
-        """Let the model be as it was, and give the memory back; idempotent."""
-        if self._closed:
-            return
-        self._closed = True
+        """Let the model be as it was, and give the memory back; idempotent. What others set since stays."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._give_back()
+
+    def _give_back(self) -> None:
+        for name, ours in self._ours.items():
+            if self._model.__dict__.get(name) == ours:
+                del self._model.__dict__[name]
+                self._model.__dict__.update({name: self._theirs[name]} if name in self._theirs else {})
         if self.path == "kernel":
             self._model.set_attn_implementation(self._before)
         for store in self._stores:
             store.close()
+
+    def _guarded(self, forward: Forward) -> Forward:
+        """Let one thread pass at a time, and what others hold of it be the plain one once paging has ended."""
+
+        @functools.wraps(forward)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._closed:
+                return self._plain(*args, **kwargs)
+            with self._lock:
+                return forward(*args, **kwargs)
+
+        return call
+
+    def _keeping(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+        """Refuse to go on without the pages that were given: a model may drop its cache at a length of its own."""
+
+        @functools.wraps(prepare)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            inputs = prepare(*args, **kwargs)
+            paged = isinstance(kwargs.get("past_key_values"), PagedCache | PagedPair)
+            if paged and not isinstance(inputs.get("past_key_values"), PagedCache | PagedPair):
+                raise RequestError(
+                    f"{self._model.config.model_type} drops its cache at this length, so it would not be paged: make "
+                    "prompt and answer shorter (than original_max_position_embeddings, where its config has that), or "
+                    "type disable_paging(model)"
+                )
+            return inputs
+
+        return call
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pager:
         """Refuse to be copied with the model: pages have one owner."""

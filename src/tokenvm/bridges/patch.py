@@ -13,6 +13,7 @@ from tokenvm.bridges.settings import settings_of
 from tokenvm.config import MemoryConfig
 from tokenvm.engine.compression import codec_of
 from tokenvm.engine.launch import Settings, build_memory
+from tokenvm.engine.prefetch import layers_ahead
 from tokenvm.errors import ConfigError, LimitTooSmall
 from tokenvm.memory.layout import PageLayout
 
@@ -57,17 +58,14 @@ def enable_paging(model: Any, config: MemoryConfig | None = None, *, attention: 
     shape = probe(model)
     reason = shape.own or ('it was asked for with attention="gather"' if attention == "gather" else "")
     stores = _stores(model, shape, settings)
-    pager = Pager(model, shape, stores, reason)
-    model.tokenvm, model.generate, model.forward = pager, pager.generate, pager.forward
+    Pager(model, shape, stores, reason)
     return model
 
 
 def disable_paging(model: Any) -> Any:
     """Let a model be as it was before `enable_paging`; return it. Its pages are gone. Idempotent."""
-    pager = model.__dict__.pop("tokenvm", None)
+    pager = model.__dict__.get("tokenvm")
     if pager is not None:
-        model.__dict__.pop("generate", None)
-        model.__dict__.pop("forward", None)
         pager.close()
     return model
 
@@ -97,17 +95,12 @@ def _block_tokens(shape: Shape, memory: MemoryConfig) -> int:
 
 
 def _stores(model: Any, shape: Shape, settings: Settings) -> list[KvStore]:
-    """Make one store, or two that halve the limits: of what a decoder said, and of what it heard."""
+    """Make one store, or two that share the limits: of what a decoder said, and of what it heard."""
     count = 1 + shape.cross
-    memory = settings.memory
-    halved = {
-        name: value // count
-        for name in ("kv_limit", "host_memory", "nvme_limit", "kv_cache_num_tokens")
-        if isinstance(value := getattr(memory, name), int)
-    }
-    geometry = shape.geometry(_block_tokens(shape, memory))
-    shared = Settings(memory.model_copy(update=halved), settings.disk_path)
     weights = sum(parameter.nbytes for parameter in model.parameters())
+    memory = _shared(settings.memory, count, weights)
+    geometry = shape.geometry(_block_tokens(shape, memory))
+    shared = Settings(memory, settings.disk_path)
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     stores: list[KvStore] = []
     try:
@@ -122,9 +115,24 @@ def _stores(model: Any, shape: Shape, settings: Settings) -> list[KvStore]:
                 block_tokens=geometry.block_tokens,
                 other_bytes=weights if memory.vram_limit != "auto" else 0,
             )
-            stores.append(KvStore(vm, geometry))
-    except BaseException:
+            stores.append(KvStore(vm, geometry, prefetch_ahead=layers_ahead(memory)))
+    except BaseException as error:
         for store in stores:
             store.close()
+        if isinstance(error, LimitTooSmall) and count > 1:
+            least = count * error.minimum_bytes
+            raise LimitTooSmall(f"{error}; times {count}, as decoder and encoder share it", least) from error
         raise
     return stores
+
+
+def _shared(memory: MemoryConfig, count: int, weights: int) -> MemoryConfig:
+    """Divide the limits among `count` stores; of `vram_limit` what `weights` bytes leave, since each counts them."""
+    parts = {
+        name: value // count
+        for name in ("kv_limit", "host_memory", "nvme_limit", "kv_cache_num_tokens")
+        if isinstance(value := getattr(memory, name), int)
+    }
+    if isinstance(memory.vram_limit, int):
+        parts["vram_limit"] = weights + (memory.vram_limit - weights) // count
+    return memory.model_copy(update=parts)

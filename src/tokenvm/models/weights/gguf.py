@@ -27,7 +27,7 @@ from tokenvm.models.weights.gguf_file import GgufFile
 from tokenvm.models.weights.gguf_tokenizer import UnknownTokenizer, rebuild_tokenizer, special_tokens
 from tokenvm.models.weights.safetensors_writer import SafetensorsWriter
 
-CONVERTER_VERSION: Final = 2
+CONVERTER_VERSION: Final = 3
 """Part of every converted folder's name and record: a change of this file's output must raise it."""
 
 RECORD_NAME: Final = "tokenvm.json"

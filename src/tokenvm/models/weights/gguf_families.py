@@ -62,7 +62,10 @@ _PHI3: Final[Mapping[str, str]] = {
     "ffn_down": "mlp.down_proj",
 }
 _NEVER: Final = ("expert_count", "attention.key_length_mla")
-_SPECIAL: Final[Mapping[str, str]] = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+_SPECIAL: Final[Mapping[str, str]] = {"bos": "bos_token_id", "padding": "pad_token_id"}
+_ENDING: Final = ("eos", "eot", "eom")
+_ENDING_NAMES: Final = ("<|end|>", "<end_of_turn>", "<|eot_id|>", "<|im_end|>")
+_CONTROL: Final = 3
 
 Extra = Callable[["GgufKeys"], dict[str, Any]]
 
@@ -192,9 +195,17 @@ def family_in(gguf: GgufFile) -> GgufFamily:
     )
 
 
-def _special_ids(fields: Fields) -> dict[str, int]:
+def _special_ids(fields: Fields) -> dict[str, Any]:
+    """The first and the padding token; as ends, those of a text, a turn and a message, by their key or their name."""
     found = {name: fields.ids(f"tokenizer.ggml.{role}_token_id") for role, name in _SPECIAL.items()}
-    return {name: ids[0] for name, ids in found.items() if ids}
+    special: dict[str, Any] = {name: ids[0] for name, ids in found.items() if ids}
+    ends = [one for role in _ENDING for one in fields.ids(f"tokenizer.ggml.{role}_token_id")]
+    lists = [fields.values.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type")]
+    pairs = zip(*(found if isinstance(found, list) else [] for found in lists), strict=False)
+    named = [at for at, pair in enumerate(pairs) if pair[1] == _CONTROL and pair[0] in _ENDING_NAMES]
+    if ends or named:
+        special["eos_token_id"] = list(dict.fromkeys((*ends, *named)))
+    return special
 
 
 def _factors(keys: GgufKeys, name: str) -> list[float]:
