@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from typing import Final
 
 from tokenvm.errors import StorageError
 from tokenvm.memory.register import Register
@@ -12,6 +13,9 @@ from tokenvm.residency.ledger import Ledger
 from tokenvm.residency.prefix_index import PrefixIndex
 from tokenvm.room import Room
 from tokenvm.vocab import Answer, Tier, UnitId
+
+SPARE_AGES: Final = 64
+"""So many ages more than twice the slots of the disk are noted, before those that mean nothing any more go."""
 
 _log = logging.getLogger("tokenvm.vm")
 
@@ -61,7 +65,7 @@ class Keeping:
 
     def tend(self) -> None:
         """Start writing what was named since, and let go of what has become too old. Between steps."""
-        self._expire()
+        self.expire()
         wanted = self._wanted() if self.register.keeps else []
         if wanted:
             self._write(wanted)
@@ -95,18 +99,35 @@ class Keeping:
         written_s = self.register.remember(self._ledger.slot(unit, Tier.DISK), key, parent)
         if self.register.expired_before():
             self._aging.append((written_s, unit))
+            if len(self._aging) > 2 * self._ledger.capacity(Tier.DISK) + SPARE_AGES:
+                self._forget_ages()
+
+    def _forget_ages(self) -> None:
+        """Keep the latest age of each page that is on disk."""
+        latest: dict[UnitId, float] = {}
+        for written_s, unit in self._aging:
+            latest.pop(unit, None)
+            if unit in self._index and self._ledger.resident(unit, Tier.DISK):
+                latest[unit] = written_s
+        self._aging = deque((written_s, unit) for unit, written_s in latest.items())
 
     def _wanted(self) -> list[UnitId]:
-        """Return pages to write now: all that are fresh, or of those the idle ones, as far as they fit."""
+        """Return pages to write now: all that are fresh, or of those the idle ones, as far as they fit.
+
+        None while the disk is closed; they stay fresh.
+        """
         if not self._fresh:
             return []
-        if self.ample:
+        closed = self._ledger.pool(Tier.DISK).closed
+        if self.ample and not closed:
             fresh, self._fresh = self._fresh, []
             return [unit for unit in fresh if self._writable(unit)]
         if self._seen == self._index.version:
             return []
         self._seen = self._index.version
         self._fresh = [unit for unit in self._fresh if self._writable(unit)]
+        if closed:
+            return []
         idle = [unit for unit in self._fresh if self._index.is_idle(unit)]
         return idle[: self._ledger.free(Tier.DISK)]
 
@@ -127,14 +148,16 @@ class Keeping:
             )
         except StorageError as error:
             _log.info("pages are not kept for the next process: %s", error)
+            if self.ample:
+                self._fresh += coming
 
-    def _expire(self) -> None:
-        """Let go of idle pages that are too old; those in use are looked at again once they are idle."""
+    def expire(self) -> None:
+        """Let go of idle pages that are too old; those in use are looked at again once they are idle. Between steps."""
         oldest_s = self.register.expired_before()
         while self._aging and self._aging[0][0] < oldest_s:
             self._late.append(self._aging.popleft()[1])
         late, self._late = self._late, []
-        for unit in late:
+        for unit in dict.fromkeys(late):
             if self._index.is_idle(unit):
                 self._room.forget(unit)
             elif unit in self._index:

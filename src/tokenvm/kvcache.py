@@ -115,7 +115,7 @@ class KVCache(Sequences):
             self._table.add_key(seq, self._prefixes.name(seq, unit, tokens))
 
     def tend(self) -> None:
-        """Let time pass for the tiers below the device; what lies in one that cannot be read is given up.
+        """Let time pass for the tiers below the device; what is too old, or in a tier that cannot be read, is given up.
 
         Between steps. Sequences that own such a page are reported lost by the next `stage` that they are in.
         """
@@ -123,6 +123,7 @@ class KVCache(Sequences):
             self._forget_layout()
             self.vm.end_along()
             self.vm.losses.give_up(tier)
+        self.vm.keeping.expire()
 
     def write_behind(self) -> None:
         """Start writing sealed pages down, so that their slots can be reused without waiting."""

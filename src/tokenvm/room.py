@@ -81,7 +81,7 @@ class Room:
     def make_on_disk(self, slots: int) -> None:
         """Let go of idle pages that lie on disk, at most `slots`, until as many slots are free there."""
         while (free := self._ledger.free(Tier.DISK)) < slots:
-            gone = self._let_go(lambda unit: self._ledger.resident(unit, Tier.DISK))
+            gone = self._let_go(lambda unit: self._serves(unit, Tier.DISK))
             if not gone or self._ledger.free(Tier.DISK) == free:
                 return  # nobody is left, or it would not help
 
@@ -184,8 +184,13 @@ class Room:
 
     def _lies_below(self, unit: UnitId) -> bool:
         """Whether its slot below the device is of use to others."""
-        tiers = [tier for tier in (Tier.HOST, Tier.DISK) if self._ledger.writable(tier)]
-        return any(self._ledger.resident(unit, tier) for tier in tiers)
+        return self._serves(unit, Tier.HOST) or self._serves(unit, Tier.DISK)
+
+    def _serves(self, unit: UnitId, tier: Tier) -> bool:
+        """Whether it lies in a tier, in a slot that may be taken again."""
+        if not self._ledger.resident(unit, tier):
+            return False
+        return self._ledger.pool(tier).serves(self._ledger.slot(unit, tier))
 
     def _takes_room(self, unit: UnitId) -> bool:
         return self._lies_below(unit) or self._ledger.resident(unit, Tier.DEVICE)

@@ -14,7 +14,7 @@ from tokenvm.open_pages import OwnPages
 from tokenvm.schedule.plan import Plan, Span
 from tokenvm.stream import Reads, Stream
 from tokenvm.vm import MemoryManager
-from tokenvm.vocab import Answer, Tier
+from tokenvm.vocab import Answer, Tier, UnitId
 
 
 class Staged:
@@ -48,6 +48,7 @@ class Staged:
         self.unread = dict.fromkeys(Tier, 0)
         self.waits: list[tuple[float, float]] = []
         self.own: OwnPages | None = None
+        self._given_up: set[UnitId] = set()  # the copy that this step reads of them
 
     @property
     def streamed_pages(self) -> int:
@@ -144,5 +145,9 @@ class Staged:
             valid = owners.index * self._block_tokens
             for seq in owners.seqs:
                 self.lost[seq] = min(valid, self.lost.get(seq, valid))
-            for tier in self._vm.losses.lose(self._layout.units[page]):
+            unit = self._layout.units[page]
+            if unit in self._given_up:
+                continue  # another layer of the same copy
+            self._given_up.add(unit)
+            for tier in self._vm.losses.lose(unit):
                 self.unread[tier] += 1

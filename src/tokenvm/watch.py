@@ -146,7 +146,7 @@ class Watch:
 
     def moved(self, move: Move, *, failed: bool) -> None:
         """See `Watching.moved`."""
-        way = move.source is Tier.DEVICE
+        way = move.target is not Tier.DEVICE
         tier = move.target if way else move.source
         if failed and way:
             self._ledger.pool(tier).retire(move.target_slot)

@@ -9,7 +9,9 @@ import pytest
 from tokenvm.errors import ConfigError
 from tokenvm.residency.policy.auto import Auto
 from tokenvm.residency.policy.base import NoPolicy, Policy
+from tokenvm.residency.policy.hazard import FIRST
 from tokenvm.residency.policy.lru import Lru
+from tokenvm.residency.policy.predictor import CLASSES, EPOCH, Predictor
 from tokenvm.residency.policy.registry import POLICIES, make_device_policy, make_policy
 from tokenvm.residency.policy.s3_fifo import S3Fifo
 from tokenvm.residency.policy.shadow import Shadow
@@ -227,6 +229,13 @@ class TestPredictor(PolicyConformance):
 
         assert returns_found("lru") == 0
         assert returns_found("predictor") > 450
+
+    def test_uses_that_nobody_stands_in_any_more_are_forgotten(self) -> None:
+        policy = Predictor[int]()
+        policy.resize(100)
+        for _ in range(40 * EPOCH // FIRST):
+            policy.insert(*range(FIRST))
+        assert sum(map(len, policy._groups)) <= EPOCH // FIRST + 2 * CLASSES
 
 
 class TestAuto(PolicyConformance):

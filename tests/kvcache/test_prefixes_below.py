@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kv_desk import BLOCK, LAYOUT, Desk, desk, text
+from kv_desk import BLOCK, LAYERS, LAYOUT, Desk, desk, text
 
 from tokenvm.errors import StorageError
 from tokenvm.memory.backend import Kind
@@ -204,3 +204,43 @@ def test_running_pages_come_back_in_the_place_of_idle_ones(tmp_path: Path) -> No
                 sum(not made.vm.ledger.resident(u, Tier.DEVICE) for u in made.kv._table.pages(seq))
             )
         assert streamed[-1] == 0
+
+
+def test_pages_in_a_tier_that_takes_none_are_not_let_go_of(tmp_path: Path) -> None:
+    with desk(tmp_path, 4, disk=8) as made:
+        made.whole_life(0, text(0, 3.5))
+        push_down(made, 4)
+        pool = made.vm.ledger.pool(Tier.DISK)
+        pool.closed = True
+        assert not made.vm.room.make_below(1)
+        made.vm.room.make_on_disk(8)
+        made.whole_life(1, text(50, 3.5))
+        made.whole_life(2, text(100, 3.5))
+        assert len(made.kept(Tier.DISK)) == 3
+        pool.closed = False
+        assert made.whole_life(3, text(0, 3.5)) == 3 * BLOCK
+
+
+def test_a_copy_that_is_damaged_in_two_layers_costs_itself_alone(tmp_path: Path) -> None:
+    with desk(tmp_path, 3, host=8, disk=8) as made:
+        made.spills = True
+        made.whole_life(0, text(0, 4.5))
+        push_down(made, 3)
+        made.vm.finish_transfers()
+        seq = made.announce(1, text(0, 4.5))
+        made.kv.match(seq)
+        second = made.kv._prefixes._prompts[seq].found[1]
+        made.vm._moves.start([made.vm.ledger.begin(second, Tier.HOST, Tier.DISK)])
+        made.vm.finish_transfers()
+        slot = made.vm.ledger.slot(second, Tier.HOST)
+        places = {int(made.vm._stores[Tier.HOST].places(slot, layer).place) for layer in range(LAYERS)}
+        failed = []
+        made.device.fail_when(
+            lambda copy: copy.kind is Kind.COPY_IN and copy.place in places and not failed.append(copy.place)
+        )
+        made.begin(seq)
+        assert made.run(seq) == {seq: BLOCK}
+        assert len(set(failed)) > 1
+        assert not made.vm.ledger.resident(second, Tier.HOST)
+        assert made.vm.ledger.resident(second, Tier.DISK)
+        made.finish(seq)

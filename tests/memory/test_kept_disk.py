@@ -27,9 +27,11 @@ from kept_pages import (
 
 from tokenvm.errors import LimitTooSmall, StorageError
 from tokenvm.memory.kept_disk import KeptDiskStore
+from tokenvm.memory.kept_folder import prune_folder
 from tokenvm.memory.kept_size import kept_capacity, limit_for
 from tokenvm.memory.page_format import Geometry
 from tokenvm.memory.page_index import FileCalls
+from tokenvm.memory.page_journal import MOST_FAILURES
 from tokenvm.vocab import SlotId
 
 
@@ -374,6 +376,48 @@ def test_an_index_that_cannot_be_written_loses_what_comes_and_nothing_else(
     kept = found(again)
     assert kept == {page - 1: page for page in range(1, len(kept) + 1)}
     assert len(kept) >= min(6, after - 4), "what was acknowledged before is there"
+    again.close()
+
+
+@pytest.mark.parametrize("young", range(4))
+def test_what_a_checkpoint_left_that_died_before_its_head_never_counts(tmp_path: Path, young: int) -> None:
+    now = [1000.0]
+    store = opened(tmp_path, now_s=lambda: now[0])
+    for slot in range(4):
+        now[0] = 2000.0 if slot == young else 1000.0
+        put(store, slot, slot + 1)
+    store.close()
+    with pytest.raises(StorageError, match="set nvme_path"):
+        opened(tmp_path, calls=Failing(2))
+    assert prune_folder(tmp_path, 1500.0) == (3, 1)
+    again = opened(tmp_path)
+    assert found(again) == {young: young + 1}
+    again.close()
+
+
+class Moody(FileCalls):
+    """Every call fails while it is `down`."""
+
+    down = False
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        if self.down:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().write(fd, data, offset)
+
+
+def test_an_index_that_could_not_be_written_for_a_while_is_whole_in_the_end(tmp_path: Path) -> None:
+    calls = Moody()
+    store = opened(tmp_path, calls=calls)
+    calls.down = True
+    for page in range(1, 7):
+        put(store, page - 1, page, page - 1)
+        store.register.flush()
+    assert store.register.as_dict()["index_failures"] == MOST_FAILURES
+    calls.down = False
+    store.close()
+    again = opened(tmp_path)
+    assert len(found(again)) == 6
     again.close()
 
 

@@ -22,6 +22,7 @@ from kept_pages import (
 
 from tokenvm.errors import StorageError
 from tokenvm.memory.kept_folder import inspect_folder, prune_folder, verify_folder
+from tokenvm.memory.page_index import INDEX_NAMES, remove_index
 
 
 def test_an_empty_or_absent_folder(tmp_path: Path) -> None:
@@ -119,3 +120,19 @@ def test_pruning_all_leaves_nothing_but_what_is_not_ours(tmp_path: Path) -> None
     third = opened(tmp_path)
     assert [page.key for page in third.register.found] == [key_of(1)]
     third.close()
+
+
+def test_pages_of_unknown_age_stay_unless_all_are_to_go(tmp_path: Path) -> None:
+    assert prune_folder(tmp_path, 0.0) == (0, 0), "nothing is there"
+    store = opened(tmp_path)
+    put_chain(store, 3)
+    store.close()
+    for name in INDEX_NAMES:
+        (tmp_path / name).write_bytes(b"x" * 8192)
+    for state in ("damaged", "blank"):
+        with pytest.raises(StorageError, match=f"is {state}.*prune --all"):
+            prune_folder(tmp_path, 0.0)
+        assert (tmp_path / "slab-00000").exists()
+        remove_index(tmp_path)
+    assert prune_folder(tmp_path, float("inf")) == (0, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"lock"}

@@ -191,3 +191,9 @@ def test_a_record_moved_to_another_place_is_damage() -> None:
 def test_bits_of_packed_parts_come_back(layers: int) -> None:
     packed = np.random.default_rng(layers).integers(0, 2, (5, layers)).astype(np.uint8)
     assert (unpack_bits(pack_bits(packed), layers) == packed).all()
+
+
+@pytest.mark.parametrize(("generation", "verdict"), [(2**63 - 1, Verdict.GOOD), (2**63, Verdict.DAMAGED)])
+def test_a_generation_that_none_could_follow_is_damage(generation: int, verdict: Verdict) -> None:
+    head = Head(HEAD.geometry, HEAD.slab_pages, HEAD.capacity, generation, 0)
+    assert read_head(head.pack())[0] is verdict

@@ -212,3 +212,12 @@ def test_check_fails_when_a_law_is_broken() -> None:
         break_law(index)
         with pytest.raises(AssertionError, match=complaint):
             index.check()
+
+
+def test_check_fails_where_a_policy_ranks_nothing_at_all() -> None:
+    index = PrefixIndex(Lru())
+    index.idle(chain(index, 1)[0])
+    index.check()
+    index._policy.remove(PageKey(bytes([1])))
+    with pytest.raises(AssertionError, match="ranks other pages"):
+        index.check()

@@ -37,3 +37,15 @@ def test_a_slot_that_failed_is_left_alone_until_others_have() -> None:
     assert pool.take() == slots[0], "the one that failed first serves again"
     assert pool.take() == 4
     assert set(slots[1:3]) <= pool.free_slots()
+
+
+def test_a_slot_that_is_withheld_once_given_back_serves_nobody() -> None:
+    pool = SlotPool(4)
+    first, second = pool.take(), pool.take()
+    pool.bound = 1
+    assert pool.serves(first)
+    assert not pool.serves(second)
+    pool.closed = True
+    assert not pool.serves(first)
+    pool.closed, pool.writable = False, False
+    assert not pool.serves(first)

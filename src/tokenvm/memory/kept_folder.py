@@ -108,8 +108,9 @@ def verify_folder(path: Path, on_page: Callable[[int, int], None] = lambda done,
 def prune_folder(path: Path, oldest_s: float) -> tuple[int, int]:
     """Remove pages written before `oldest_s`, and all that go on from them; return how many went and how many stay.
 
-    What empty slots hold is overwritten, and slabs of empty slots alone are deleted. The folder is locked meanwhile:
-    StorageError where a process writes to it.
+    At infinity everything goes, whatever the index is. What empty slots hold is overwritten, and slabs of empty slots
+    alone are deleted. The folder is locked meanwhile: StorageError where a process writes to it, and where pages have
+    no index that tells their age.
     """
     if not path.is_dir():
         raise StorageError(f"{path} is not a folder: type the nvme_path that pages were kept in")
@@ -117,6 +118,8 @@ def prune_folder(path: Path, oldest_s: float) -> tuple[int, int]:
     try:
         contents = read_index(path)
         if contents.verdict is not Verdict.GOOD:
+            if oldest_s < float("inf"):
+                _refuse_unknown_ages(path, contents.verdict)
             _delete_all(path)
             return 0, 0
         kept = reachable(contents.pages[contents.pages["written_s"] >= max(0.0, oldest_s)], Losses())
@@ -129,6 +132,14 @@ def prune_folder(path: Path, oldest_s: float) -> tuple[int, int]:
         raise StorageError(f"cannot change {path} ({error.strerror or error}): make it writable") from error
     finally:
         lock.release()
+
+
+def _refuse_unknown_ages(path: Path, verdict: Verdict) -> None:
+    if verdict is not Verdict.BLANK or any(map(SLAB_NAME.fullmatch, os.listdir(path))):
+        raise StorageError(
+            f"the index in {path} is {verdict.value}: how old its pages are is not known; nothing was removed. "
+            f"`tokenvm disk prune --all {path}` removes all of them"
+        )
 
 
 def _rewrite(path: Path, contents: Contents, pages: Records) -> None:

@@ -27,6 +27,7 @@ _CHECKSUM_AT = HEAD_BYTES - 4
 _MOST_LAYERS = 4096
 _MOST_PART_BYTES = 1 << 30
 _MOST_PAGES = 1 << 24
+_MOST_GENERATIONS = 1 << 63
 
 Records = NDArray[np.void]
 """Records of one index as a structured array; see `record_type`."""
@@ -117,7 +118,7 @@ def read_head(block: bytes) -> tuple[Verdict, Head]:
         and 0 < slab_pages <= _MOST_PAGES
         and 0 < capacity <= _MOST_PAGES
         and capacity % slab_pages == 0
-        and generation > 0
+        and 0 < generation < _MOST_GENERATIONS
         and kept <= capacity
     )
     if not possible:

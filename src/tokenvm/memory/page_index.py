@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from tokenvm.memory.page_format import (
 )
 
 INDEX_NAMES = ("index-0", "index-1")
+MOST_SKIPPED = 1 << 32
+"""A checkpoint skips fewer generations than this, at random: what one that failed left behind is of none to come."""
+
 _READ_BYTES = 64 << 20
 """Records are read in stretches of at most this."""
 
@@ -178,7 +182,7 @@ class IndexFiles:
         `pages` are in the order in which they should be given up. OSError where it fails; then the file that was
         current still is, and nothing more may be appended until a checkpoint has succeeded.
         """
-        generation, other = self._head.generation + 1, 1 - self._current
+        generation, other = self._head.generation + 1 + secrets.randbelow(MOST_SKIPPED), 1 - self._current
         self._places = self._head.places
         fd = self._fds[other]
         self._blank(fd)

@@ -89,11 +89,12 @@ class PageJournal:
         self._thread.join()
         first = {slot: at for at, slot in enumerate(in_order)}
         rows = sorted(self._known.values(), key=lambda row: first.get(int(row["slot"]), len(first)))
-        if not self._broken:
-            try:
-                self._files.checkpoint(np.array(rows, self._type))
-            except OSError as error:
-                self._fail(error)
+        try:
+            if self._broken:
+                self._flush_slabs(rows)
+            self._files.checkpoint(np.array(rows, self._type))
+        except OSError as error:
+            self._fail(error)
         self._files.close()
 
     def _say(self, rows: list[np.void]) -> None:
@@ -138,9 +139,7 @@ class PageJournal:
         if self._failed_in_a_row >= MOST_FAILURES:
             return
         try:
-            if self._flush:
-                for fd in {self._slab_of(int(row["slot"])) for row in pages}:
-                    self._calls.flush(fd)
+            self._flush_slabs(pages)
             if self._broken or len(rows) > self._files.room:
                 self._files.checkpoint(np.array(known, self._type))
             else:
@@ -152,6 +151,11 @@ class PageJournal:
         self.records += len(rows)
         if self._flush:
             self.flushed_pages += len(pages)
+
+    def _flush_slabs(self, pages: Sequence[np.void]) -> None:
+        if self._flush:
+            for fd in {self._slab_of(int(row["slot"])) for row in pages}:
+                self._calls.flush(fd)
 
     def _fail(self, error: OSError) -> None:
         self.failures += 1

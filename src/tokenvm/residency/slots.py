@@ -37,6 +37,10 @@ class SlotPool:
             return self.capacity - self._fresh + len(self._returned)
         return max(0, self.bound - self._fresh) + sum(slot < self.bound for slot in self._returned)
 
+    def serves(self, slot: SlotId) -> bool:
+        """Whether a taken slot may be taken again once it has been given back."""
+        return self.writable and not self.closed and slot < self.bound
+
     @property
     def used(self) -> int:
         """How many slots are taken."""

@@ -191,3 +191,4 @@ class Predictor(Generic[K]):
             self._worth[group] = worth(times.hazards(self._epoch, EPOCH))
             times.fade(FADE)
         self._epoch = self._now // EPOCH
+        self._groups = [deque(burst for burst in group if burst.units) for group in self._groups]
