@@ -21,7 +21,8 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
-from server_process import serving
+
+from tokenvm.bench.served_process import served_process
 
 ANSWER_S = 30.0
 VOCABULARY = 200
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=2000)
     options = parser.parse_args()
     limits = ["--max-model-len=64", "--max-n=4", "--kv-limit=64MB", "--no-log-requests"]
-    with serving(options.model, limits, errors=None) as served:
+    with served_process(options.model, limits, errors=None) as served:
         tally = fuzz(served.url, options.cases)
     for path, statuses in sorted(tally.by_path.items()):
         print(f"{path:36} {dict(statuses)}")

@@ -20,7 +20,8 @@ from collections import Counter
 from typing import Any
 
 import httpx
-from server_process import Served, serving
+
+from tokenvm.bench.served_process import ServedProcess, served_process
 
 ANSWER_S = 120.0
 BOUND_S = 5.0
@@ -34,15 +35,14 @@ async def ask(client: httpx.AsyncClient, streams: bool) -> tuple[str, float]:
     return ("error" if failed else "answer"), time.monotonic()
 
 
-async def play(served: Served, clients: int) -> dict[str, Any]:
+async def play(served: ServedProcess, clients: int) -> dict[str, Any]:
     """One round: load, kill, answers, and the next request."""
     async with httpx.AsyncClient(base_url=served.url, timeout=ANSWER_S) as client:
         tasks = [asyncio.create_task(ask(client, at % 2 == 0)) for at in range(clients)]
         while (await client.get("/load")).json()["server_load"] < clients:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)
-        pid = served.engine_pid
-        assert pid is not None, "an engine runs"
+        (pid,) = served.engine_pids
         killed_s = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         ended = await asyncio.gather(*tasks)
@@ -72,14 +72,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--clients", type=int, default=16)
     options = parser.parse_args()
-    with serving(options.model, ["--kv-limit=128MB", "--no-log-requests"]) as served:
+    with served_process(options.model, ["--kv-limit=128MB", "--no-log-requests"]) as served:
         rounds = [asyncio.run(_shown(served, options.clients, at)) for at in range(options.rounds)]
     late = [one for one in rounds if one["longest_s"] > BOUND_S]
     print(json.dumps({"rounds": rounds, "late": len(late)}))
     sys.exit(1 if late else 0)
 
 
-async def _shown(served: Served, clients: int, at: int) -> dict[str, Any]:
+async def _shown(served: ServedProcess, clients: int, at: int) -> dict[str, Any]:
     found = await play(served, clients)
     print(f"round {at}: {found}")
     return found

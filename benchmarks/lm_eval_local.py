@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from server_process import serving
+from tokenvm.bench.served_process import served_process
 
 TASK = """\
 task: gsm8k_local
@@ -89,7 +89,10 @@ def main() -> None:
     if shutil.which(options.lm_eval) is None:
         print(f"skipped: there is no {options.lm_eval}: install it as above, in an environment of its own")
         sys.exit(0)
-    with tempfile.TemporaryDirectory() as folder, serving(options.model, ["--no-log-requests"]) as served:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served_process(options.model, ["--no-log-requests"]) as served,
+    ):
         found = run(options, served.url, Path(folder))
     print(json.dumps({"bench": "lm_eval_local", "model": options.model, **found}))
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from output_options import add_output_options
 
-from tokenvm.bench.figures import paired_ratios, spread
+from tokenvm.bench.figures import Spread, paired_ratios, spread
 from tokenvm.bench.floor import probing
 from tokenvm.bench.report import Grid, Report, finish, machine
 from tokenvm.bench.subject import turn
@@ -172,45 +172,51 @@ def report(
 ) -> Report:
     """Put medians and ratios into a table; `computed` are seconds without and with a disk."""
     computed_s = [kept for _, kept in computed]
-    keeping = paired_ratios(computed_s, [plain for plain, _ in computed])
-    checking = paired_ratios(more["unchecked_bytes_per_s"], more["checked_bytes_per_s"])
-    ratio = paired_ratios([r.disk_s for r in rounds], [r.floor_s for r in rounds])
-    faster = paired_ratios(computed_s, [r.disk_s for r in rounds])
-    disk, floor = spread([r.disk_s for r in rounds]), spread([r.floor_s for r in rounds])
-    whole, step = spread(computed_s), spread([r.step_s for r in rounds])
-    rate, warm = spread([r.bytes_per_s for r in rounds]), spread([r.warm_s for r in rounds])
-    cells = [
-        f"{whole.mid:.2f} s",
-        f"{disk.mid * 1e3:.0f} ms ({disk.low * 1e3:.0f} to {disk.high * 1e3:.0f})",
-        f"{floor.mid * 1e3:.0f} ms",
-        f"{ratio.mid:.2f} x ({ratio.low:.2f} to {ratio.high:.2f})",
-        f"{faster.mid:.0f} x",
-        f"{step.mid * 1e3:.0f} ms",
-        f"{rate.mid / 1e9:.2f} GB/s",
-    ]
-    names = ("computed", "from disk after a restart", "floor", "of floor", "sooner", "step", "disk")
     figures = {
         "bench": "restart",
         "tokens": options.tokens,
         "rounds": [vars(r) | {"floor_s": r.floor_s} for r in rounds],
         "computed_s": computed,
-        "keeping": keeping,
-        "checking": checking,
+        "keeping": paired_ratios(computed_s, [plain for plain, _ in computed]),
+        "checking": paired_ratios(more["unchecked_bytes_per_s"], more["checked_bytes_per_s"]),
         **more,
-        "of_floor": ratio,
-        "sooner": faster,
+        "of_floor": paired_ratios([r.disk_s for r in rounds], [r.floor_s for r in rounds]),
+        "sooner": paired_ratios(computed_s, [r.disk_s for r in rounds]),
         "machine": machine(),
     }
-    note = (
+    names = ("computed", "from disk after a restart", "floor", "of floor", "sooner", "step", "disk")
+    grid = Grid(names, [_cells(rounds, computed_s, figures)])
+    return Report("restart", figures, [grid], [_note(rounds, figures, options)])
+
+
+def _cells(rounds: list[Round], computed_s: list[float], figures: dict[str, Any]) -> list[str]:
+    disk, floor = spread([r.disk_s for r in rounds]), spread([r.floor_s for r in rounds])
+    step, rate = spread([r.step_s for r in rounds]), spread([r.bytes_per_s for r in rounds])
+    return [
+        f"{spread(computed_s).mid:.2f} s",
+        f"{disk.mid * 1e3:.0f} ms ({disk.low * 1e3:.0f} to {disk.high * 1e3:.0f})",
+        f"{floor.mid * 1e3:.0f} ms",
+        _ratio(figures["of_floor"]),
+        f"{figures['sooner'].mid:.0f} x",
+        f"{step.mid * 1e3:.0f} ms",
+        f"{rate.mid / 1e9:.2f} GB/s",
+    ]
+
+
+def _note(rounds: list[Round], figures: dict[str, Any], options: argparse.Namespace) -> str:
+    warm = spread([r.warm_s for r in rounds])
+    return (
         f"First token of {options.tokens:,} tokens, {len(rounds)} rounds, medians. "
         f"{rounds[0].read_bytes / 1e6:.0f} MB are read. "
         f"Taking over {rounds[-1].warm_pages} pages took {warm.mid * 1e3:.0f} ms of the start; "
-        f"taking over {options.pages:,} took {more['takeover_s']:.2f} s. "
-        f"Computing with a disk that keeps the pages: {keeping.mid:.2f} x the time without one "
-        f"({keeping.low:.2f} to {keeping.high:.2f}). Reading pages with checksums compared: {checking.mid:.2f} x "
-        f"the time without ({checking.low:.2f} to {checking.high:.2f})."
+        f"taking over {options.pages:,} took {figures['takeover_s']:.2f} s. "
+        f"Computing with a disk that keeps the pages: {_ratio(figures['keeping'])} of the time without one. "
+        f"Reading pages with checksums compared: {_ratio(figures['checking'])} of the time without."
     )
-    return Report("restart", figures, [Grid(names, [cells])], [note])
+
+
+def _ratio(found: Spread) -> str:
+    return f"{found.mid:.2f} x ({found.low:.2f} to {found.high:.2f})"
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -18,10 +18,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from output_options import add_output_options
-from server_process import serving
 
 from tokenvm.bench.figures import paired_ratios, spread
 from tokenvm.bench.report import Grid, Report, finish, machine
+from tokenvm.bench.served_process import served_process
 from tokenvm.bench.subject import Subject, open_subject, turn
 from tokenvm.config import MemoryConfig
 from tokenvm.llm import LLM
@@ -200,7 +200,7 @@ def main() -> None:
         options.model, memory=memory, threads=options.threads, enable_prefix_caching=False, warm_up=True
     )
     found = Found()
-    with llm, serving(options.model, words, errors=None) as served:
+    with llm, served_process(options.model, words, errors=None) as served:
         offline(llm, [subject.ids(8, 1)], 4)
         through_server(served.url, [subject.ids(8, 1)], 4, False)
         for number in range(options.rounds):

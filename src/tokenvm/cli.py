@@ -102,9 +102,8 @@ def run(
         kv_cache_dtype=kv_cache_dtype,
     )
     check_fraction(kv_fraction)
-    job = Job.needle() if needle else Job.from_user(file, prompt)
-    card = run_job(job, model, resolved, kv_fraction=kv_fraction, max_tokens=max_tokens, compare=compare,
-                   threads=threads, dtype=dtype)  # fmt: skip
+    card = run_job(Job.needle() if needle else Job.from_user(file, prompt), model, resolved, compare=compare,
+                   kv_fraction=kv_fraction, max_tokens=max_tokens, threads=threads, dtype=dtype)  # fmt: skip
     if as_json:
         typer.echo(json.dumps(card))
 

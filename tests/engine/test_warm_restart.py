@@ -7,58 +7,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import cache
 from pathlib import Path
 
 import pytest
-from fixtures_engine import Said, greedy, prompt, running, speak, tiny_model
+from fixtures_engine import greedy, prompt, running, speak, tiny_model
+from warm_world import PROMPTS, WHOLE_PAGES, cold, disk_hits, kept, model
 
 from tokenvm.engine.engine import Engine
-from tokenvm.engine.launch import Settings, needs_of
 from tokenvm.errors import ConfigError, StorageError
-from tokenvm.keeping import SPARE_AGES
 from tokenvm.memory.kept_size import geometry_of_store, limit_for
 from tokenvm.memory.layout import PageLayout
-from tokenvm.models.weights.pack import LoadedModel
 from tokenvm.schedule.request import Request
 from tokenvm.vocab import Tier
-
-PROMPTS = [prompt(100, 1), (*prompt(64, 2), *prompt(30, 3)), (*prompt(64, 2), *prompt(50, 4))]
-WHOLE_PAGES = 6 + 5 + 3  # of the three prompts, the four pages that two of them share counted once
-
-
-@cache
-def model(wide: bool = False) -> LoadedModel:
-    return tiny_model(wide=wide)
-
-
-def kept(
-    folder: Path, disk_pages: int = 40, *, wide: bool = False, **more: object
-) -> AbstractContextManager[Engine]:
-    from tokenvm.config import MemoryConfig
-
-    chosen = {name: more[name] for name in ("compression", "kv_cache_dtype") if name in more}
-    _, geometry = needs_of(model(wide), Settings(MemoryConfig(block_tokens=16, **chosen), folder))
-    layout = PageLayout(model(wide).spec.layers, geometry.part_bytes)
-    numbers = {"device_pages": 20, "keep_pages": True, **more}
-    limit = limit_for(disk_pages, geometry_of_store(layout))
-    return running(model(wide), folder, nvme_limit=limit, **numbers)
-
-
-@cache
-def cold(wide: bool = False, kv_cache_dtype: str = "auto") -> list[Said]:
-    import tempfile
-
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running(model(wide), Path(folder), kv_cache_dtype=kv_cache_dtype) as engine,
-    ):
-        return speak(engine, PROMPTS)
-
-
-def disk_hits(engine: Engine) -> int:
-    return int(engine.stats()["prefix_cache"]["hit_tokens"]["disk"])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +62,7 @@ def test_a_killed_engine_leaves_what_it_had_written(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "sys.path[:0] = [sys.argv[2], sys.argv[3]]\n"
-        "from test_warm_restart import *\n"
+        "from fixtures_engine import speak; from warm_world import PROMPTS, kept\n"
         "def die(engine, step):\n"
         "    if step == 5:\n"
         "        engine.kvcache.vm.finish_transfers(); engine.kvcache.vm.keeping.register.flush()\n"
@@ -198,55 +158,6 @@ def test_a_reset_is_a_reset_after_a_restart_too(tmp_path: Path) -> None:
         assert engine.stats()["kept"]["kept_pages"] == 0
     with kept(tmp_path) as engine:
         assert engine.stats()["kept"]["warm_pages"] == 0
-
-
-def test_pages_grow_too_old_while_an_engine_runs(tmp_path: Path) -> None:
-    with kept(tmp_path) as engine:
-        speak(engine, PROMPTS[:1])
-    with kept(tmp_path, nvme_ttl=3600) as engine:
-        register = engine.kvcache.vm.keeping.register
-        assert len(register.found) >= 6
-        register._oldest_s = lambda: 2.0**40  # as if an hour had passed
-        said = speak(engine, PROMPTS[1:2], on_step=lambda engine, step: engine.kvcache.check())
-        assert said == cold()[1:2]
-        assert engine.kvcache.vm.index.walk([page.key for page in register.found[:1]]) == []
-    with kept(tmp_path) as engine:
-        speak(engine, PROMPTS[:1])
-        assert disk_hits(engine) == 0
-
-
-def test_what_is_too_old_is_not_served_either(tmp_path: Path) -> None:
-    with kept(tmp_path) as engine:
-        speak(engine, PROMPTS[:1])
-    with kept(tmp_path, nvme_ttl=3600) as engine:
-        engine.kvcache.vm.keeping.register._oldest_s = lambda: 2.0**40  # as if an hour had passed
-        assert speak(engine, PROMPTS[:1]) == cold()[:1]
-        assert disk_hits(engine) == 0
-
-
-def test_ages_are_bounded(tmp_path: Path) -> None:
-    with kept(tmp_path, nvme_ttl=3600) as engine:
-        speak(engine, PROMPTS[:1])
-        vm = engine.kvcache.vm
-        vm.finish_transfers()
-        on_disk = [unit for unit in vm.index if vm.ledger.resident(unit, Tier.DISK)]
-        for _ in range(400):
-            vm.keeping.named(on_disk[0])
-        assert len(vm.keeping._aging) <= 2 * vm.ledger.capacity(Tier.DISK) + SPARE_AGES
-        assert {unit for _, unit in vm.keeping._aging} == set(on_disk)
-
-
-def test_pages_named_while_the_disk_rests_are_kept_later(tmp_path: Path) -> None:
-    with kept(tmp_path) as engine:
-        pool = engine.kvcache.vm.ledger.pool(Tier.DISK)
-        pool.closed = True
-        speak(engine, PROMPTS[:1])
-        assert pool.used == 0
-        pool.closed = False
-        speak(engine, PROMPTS[1:2])
-    with kept(tmp_path) as engine:
-        speak(engine, PROMPTS[:1])
-        assert disk_hits(engine) == 96
 
 
 def test_a_disk_smaller_than_the_device_keeps_idle_pages_only(tmp_path: Path) -> None:

@@ -74,3 +74,13 @@ def dead(store: KeptDiskStore) -> None:
 
 def on_disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+
+
+def losses(store: KeptDiskStore) -> dict[str, int]:
+    return {
+        name: count
+        for name, count in store.register.as_dict().items()
+        if count
+        and name.endswith(("_pages", "damaged_records"))
+        and name.split("_")[0] not in ("warm", "kept", "flushed")
+    }

@@ -25,18 +25,28 @@ class ServedProcess:
     url: str
 
     @property
+    def engine_pids(self) -> list[int]:
+        """The engine process; none while it is being replaced."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[:1]]
+
+    @property
     def peak_bytes(self) -> dict[str, int]:
         """The most memory that the server and its engine ever had resident."""
-        pid = self.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return {"server": _peak(pid), **({"engine": _peak(int(children[0]))} if children else {})}
+        pids = (self.process.pid, *self.engine_pids)
+        return {name: _peak(pid) for name, pid in zip(("server", "engine"), pids, strict=False)}
 
 
 @contextmanager
-def served_process(model: str, options: Sequence[str]) -> Iterator[ServedProcess]:
-    """Serve a model on a free port until the end of the block. Raises EngineDeadError where it does not come up."""
+def served_process(
+    model: str, options: Sequence[str] = (), errors: int | None = subprocess.DEVNULL
+) -> Iterator[ServedProcess]:
+    """Serve a model on a free port until the end of the block; `errors` is where its log goes, None: to ours.
+
+    Raises EngineDeadError where it does not come up.
+    """
     command = [sys.executable, "-m", "tokenvm", "serve", model, "--port=0", "--metrics-port=0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         yield ServedProcess(process, _url(process))
     finally:

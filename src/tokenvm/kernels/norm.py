@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from tokenvm.kernels import checks
@@ -39,14 +41,7 @@ def add_rms_norm(
 
 def silu_mul(gate_up: torch.Tensor, out_dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:
     """silu(gate) * up: gate_up float32 [M, 2I], the gate first -> out_dtype [M, I]."""
-    rows, both = checks.dimensions("gate_up", gate_up, 2)
-    if both % 2:
-        raise ValueError(f"gate_up must have an even number of columns, not {both}")
-    source = checks.tensor("gate_up", gate_up, (rows, both), torch.float32)
-    narrow = checks.narrow(out_dtype, "out_dtype")
-    out, target = checks.result(out, (rows, both // 2), out_dtype)
-    native().silu_mul(source, rows, both // 2, target, narrow)
-    return out
+    return _gated(native().silu_mul, gate_up, out_dtype, out)
 
 
 def gelu_mul(gate_up: torch.Tensor, out_dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -54,14 +49,7 @@ def gelu_mul(gate_up: torch.Tensor, out_dtype: torch.dtype, out: torch.Tensor | 
 
     Source: Hendrycks and Gimpel, arXiv:1606.08415.
     """
-    rows, both = checks.dimensions("gate_up", gate_up, 2)
-    if both % 2:
-        raise ValueError(f"gate_up must have an even number of columns, not {both}")
-    source = checks.tensor("gate_up", gate_up, (rows, both), torch.float32)
-    narrow = checks.narrow(out_dtype, "out_dtype")
-    out, target = checks.result(out, (rows, both // 2), out_dtype)
-    native().gelu_mul(source, rows, both // 2, target, narrow)
-    return out
+    return _gated(native().gelu_mul, gate_up, out_dtype, out)
 
 
 def norm_heads(x: torch.Tensor, first: int, count: int, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -115,4 +103,20 @@ def _norm(
     narrow = checks.narrow(out_dtype, "out_dtype")
     out, target = checks.result(out, (rows, width), out_dtype)
     native().rms_norm(source, added, scale, eps, rows, width, target, narrow)
+    return out
+
+
+def _gated(
+    kernel: Callable[[int, int, int, int, bool], None],
+    gate_up: torch.Tensor,
+    out_dtype: torch.dtype,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
+    rows, both = checks.dimensions("gate_up", gate_up, 2)
+    if both % 2:
+        raise ValueError(f"gate_up must have an even number of columns, not {both}")
+    source = checks.tensor("gate_up", gate_up, (rows, both), torch.float32)
+    narrow = checks.narrow(out_dtype, "out_dtype")
+    out, target = checks.result(out, (rows, both // 2), out_dtype)
+    kernel(source, rows, both // 2, target, narrow)
     return out
